@@ -1,0 +1,1 @@
+"""What several tests share: servers, certificates, fakes. No test stands in here."""

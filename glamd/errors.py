@@ -9,7 +9,7 @@
     ├── ConflictError              it contradicts what is already there
     ├── GoneError                  it was there and is not any more
     ├── CryptoError                a ciphertext, MAC, key block or check value does not verify
-    └── TransientError             nothing was done; asking again later may work
+    └── TransientError             not now; asking the same again later may work
         ├── RateLimitedError       the caller asks too often
         ├── UnavailableError       a part that is needed is away, full or draining
         └── InternalError          we are at fault; the detail is in the log, not in the message
@@ -88,13 +88,17 @@ class GoneError(GlamError):
 
 
 class CryptoError(GlamError):
-    """A ciphertext, MAC, key block or key check value does not verify; says which, never its bytes."""
+    """A ciphertext, MAC, key block or check value does not verify; it says which, not its bytes."""
 
     default_code = "CRYPTO_ERROR"
 
 
 class TransientError(GlamError):
-    """Nothing was done; the same request may succeed after `retry_after_s` seconds."""
+    """No effect is promised; the same request may succeed after `retry_after_s` seconds.
+
+    It may have had its effect all the same, where an answer or a commit got lost: what is sent
+    again must be idempotent.
+    """
 
     default_code = "UNAVAILABLE"
     retryable = True

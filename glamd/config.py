@@ -1,0 +1,411 @@
+"""What can be set, with its default and its limits: frozen objects, checked once at the start.
+
+Reading the file, the environment and secrets is `glamd.config_sources`', telling mistakes is
+`glamd.config_mistakes`', and opening the files that a setting names belongs to who uses them.
+Units are the last part of a name. A rule that spans several keys stands at the last of them, so
+that it is told together with every other mistake and not only when all others are mended.
+"""
+
+import ipaddress
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    PlainSerializer,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from glamd import config_mistakes, config_sources
+from glamd.errors import FieldError
+from glamd.payments.model import DecryptField
+
+DEFAULT_CONFIG_FILE = Path("/etc/glamd/glamd.toml")
+MIN_HS256_SECRET_BYTES = 32
+"""RFC 7518, 3.2: a key of the size of the hash or larger."""
+MASK = "**********"
+EVERY_INTERFACE = "0.0.0.0"  # noqa: S104  terminals and workers come from outside, with certificates
+
+
+def _split(value: object) -> object:
+    """A list out of one environment variable: JSON, or words between commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return _from_json(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _secrets(value: object) -> object:
+    """As `_split`, but a plain text is one secret, whatever characters it has."""
+    if not isinstance(value, str):
+        return value
+    return _from_json(value) if value.lstrip().startswith("[") else [value]
+
+
+def _from_json(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        raise ValueError("should be a list, as JSON") from None
+
+
+def _merchants(value: object) -> object:
+    """`"*"` is every merchant, which is the empty tuple from here on; an empty list is a slip."""
+    if value == "*":
+        return ()
+    if not value:
+        raise ValueError('should be "*" for every merchant, or a list of merchant ids')
+    return _split(value)
+
+
+def _postgres_url(value: SecretStr) -> SecretStr:
+    """A URL that asyncpg understands; a driver that SQLAlchemy puts into the scheme is dropped."""
+    url, replaced = re.subn(
+        r"\Apostgres(?:ql)?(?:\+[a-z0-9]+)?://", "postgresql://", value.get_secret_value()
+    )
+    if not replaced:
+        raise ValueError("should be a URL that begins with postgresql://")
+    return SecretStr(url)
+
+
+def _masked(url: SecretStr) -> str:
+    """The URL without its password and parameters, so that an operator sees which server it is."""
+    secret = url.get_secret_value()
+    parts = re.fullmatch(r"(postgresql://)(?:([^:@/?#]*)(?::[^@/?#]*)?@)?([^@?#]*)([?].*)?", secret)
+    if parts is None:
+        return MASK
+    user = "" if parts[2] is None else f"{parts[2]}:{MASK}@"
+    return f"{parts[1]}{user}{parts[3]}{'?' + MASK if parts[4] else ''}"
+
+
+def _level(value: object) -> object:
+    name = value.strip().lower() if isinstance(value, str) else value
+    return (
+        {"warn": "warning", "fatal": "critical"}.get(name, name) if isinstance(name, str) else name
+    )
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Rate = Annotated[float, Field(gt=0, le=1_000_000)]
+Burst = Annotated[int, Field(ge=1, le=1_000_000)]
+Name = Annotated[str, Field(pattern=r"\A[A-Za-z0-9._-]{1,64}\z")]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_split)]
+PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url), PlainSerializer(_masked)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_secrets)]
+Merchants = Annotated[
+    tuple[UUID, ...],
+    BeforeValidator(_merchants),
+    PlainSerializer(lambda ids: [str(merchant) for merchant in ids] or "*"),
+]
+Host = Annotated[str, Field(min_length=1, max_length=255)]
+Level = Literal["debug", "info", "warning", "error", "critical"]
+
+
+class Section(BaseModel):
+    """A table of settings: nothing in it can be changed, and nothing unknown may stand in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Database(Section):
+    """PostgreSQL: one server for both schemas, or the card data in a server of its own."""
+
+    url: PostgresUrl
+    cde_url: PostgresUrl = Field(default_factory=lambda before: before["url"])
+    pool_size: int = Field(default=8, ge=1, le=200)
+    statement_timeout_s: Seconds = 10.0
+    connect_timeout_s: Seconds = 5.0
+
+
+class Http(Section):
+    """The listener of clients and internal services."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 8080
+    tls_cert: Path | None = Field(default=None, validate_default=True)
+    tls_key: Path | None = Field(default=None, validate_default=True)
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_split)] = ()
+    rate_limit_per_s: Rate = 200.0
+    rate_burst: Burst = 400
+
+    @field_validator("tls_cert")
+    @classmethod
+    def _needed_outside_this_machine(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        host = info.data.get("host")
+        if value is None and host is not None and not is_loopback(host):
+            raise ValueError("is required, because http.host is not loopback")
+        return value
+
+    @field_validator("tls_key")
+    @classmethod
+    def _both_or_none(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        cert = info.data.get("tls_cert")
+        if value is None and cert is not None:
+            raise ValueError("is required, because http.tls_cert is set")
+        if value is not None and cert is None and "tls_cert" in info.data:
+            raise ValueError("is of no use without http.tls_cert")
+        return value
+
+
+class WorkerGrant(Section):
+    """What one worker may detokenize. `merchants` empty means every merchant (`"*"`)."""
+
+    name: Name
+    purposes: Annotated[Names, Field(min_length=1)]
+    fields: Annotated[tuple[DecryptField, ...], BeforeValidator(_split), Field(min_length=1)]
+    merchants: Merchants
+    rate_per_s: Rate = 100.0
+
+
+class Worker(Section):
+    """The listener of workers, with mutual TLS under a CA that is not the devices'."""
+
+    enabled: bool = False
+    host: Host = EVERY_INTERFACE
+    port: Port = 8443
+    tls_cert: Path | None = Field(default=None, validate_default=True)
+    tls_key: Path | None = Field(default=None, validate_default=True)
+    client_ca: Path | None = Field(default=None, validate_default=True)
+    trust_domain: Name = "glamd"
+    grants: Annotated[tuple[WorkerGrant, ...], BeforeValidator(_from_json)] = ()
+
+    @field_validator("tls_cert", "tls_key", "client_ca")
+    @classmethod
+    def _needed_when_enabled(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and info.data.get("enabled"):
+            raise ValueError("is required, because worker.enabled is true")
+        return value
+
+    @field_validator("grants")
+    @classmethod
+    def _one_grant_each(cls, value: tuple[WorkerGrant, ...]) -> tuple[WorkerGrant, ...]:
+        if len({grant.name for grant in value}) < len(value):
+            raise ValueError("should name each worker once")
+        return value
+
+
+class Mqtt(Section):
+    """The endpoint of terminals; `rate_limit_per_s` is for each device."""
+
+    host: Host = EVERY_INTERFACE
+    port: Port = 8883
+    tls_cert: Path
+    tls_key: Path
+    client_ca: Path
+    max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
+    max_unauthenticated: int = Field(default=500, ge=1, le=1_000_000)
+    handshake_timeout_s: Seconds = 10.0
+    connect_timeout_s: Seconds = 10.0
+    max_packet_bytes: int = Field(default=65_536 + 1_024, ge=1_024, le=1_048_576)
+    receive_maximum: int = Field(default=32, ge=1, le=65_535)
+    rate_limit_per_s: Rate = 50.0
+    rate_burst: Burst = 100
+    session_expiry_max_s: int = Field(default=7 * 86_400, ge=0, le=2**32 - 1)
+    downlink_queue_limit: int = Field(default=64, ge=1, le=65_535)
+
+
+class Devices(Section):
+    """The certificate authority of terminals, and how often their state is looked at.
+
+    `server_ca` is what a terminal is given at enrolment to know the endpoint by.
+    """
+
+    ca_cert: Path
+    ca_key: Path
+    server_ca: Path = Field(default_factory=lambda before: before["ca_cert"])
+    certificate_days: int = Field(default=825, ge=1, le=3_650)
+    status_poll_s: Annotated[float, Field(ge=0.05, le=4.0)] = 1.0
+
+
+class Admin(Section):
+    """The operators' socket: root and the daemon's own user may always use it."""
+
+    socket: Path = Path("/run/glamd/admin.sock")
+    group: Name | None = None
+    allowed_users: Names = ()
+
+
+class Auth(Section):
+    """JWTs: several secrets of a kind are valid at once, so that they can be rotated."""
+
+    client_secrets: Secrets = ()
+    internal_secrets: Secrets = ()
+    require_audience: bool = False
+    max_lifetime_h: Annotated[float, Field(gt=0, le=24)] = 24.0
+
+
+class Keys(Section):
+    """Who holds the key-encryption key, and what a new keyring's first version is called."""
+
+    provider: Literal["local"] = "local"
+    kek_file: Path
+    first_version: Name = "v1"
+
+
+class Payments(Section):
+    """Payment tokens and the group commits that make them."""
+
+    default_token_ttl_h: Annotated[float, Field(gt=0, le=8_760)] = 24.0
+    commit_batch_limit: int = Field(default=256, ge=1, le=4_096)
+    commit_connections: int = Field(default=2, ge=1, le=32)
+
+
+class Logging(Section):
+    """`auto` is `console` on a terminal and `json` anywhere else."""
+
+    level: Annotated[Level, BeforeValidator(_level)] = "info"
+    format: Literal["json", "console", "auto"] = "auto"
+
+
+class Settings(Section):
+    """Everything that can be set. A section that is not given is made of its defaults."""
+
+    environment: Literal["production", "development"] = "production"
+    node_id: Name = Field(default_factory=lambda: socket.gethostname()[:64])
+    drain_timeout_s: Annotated[float, Field(gt=0, le=300)] = 20.0
+    database: Database
+    http: Http
+    worker: Worker
+    mqtt: Mqtt
+    devices: Devices
+    admin: Admin
+    auth: Auth
+    keys: Keys
+    payments: Payments
+    logging: Logging
+
+    _warnings: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What works and should be changed, to be logged once logging is set up."""
+        return self._warnings
+
+    def model_post_init(self, context: object, /) -> None:
+        """Keep the warnings that `load` hands over beside the values."""
+        if isinstance(context, tuple):
+            self._warnings = context
+
+    @field_validator("auth")
+    @classmethod
+    def _strong_secrets(cls, value: Auth, info: ValidationInfo) -> Auth:
+        if info.data.get("environment") != "production":
+            return value
+        wrong = []
+        for name in ("client_secrets", "internal_secrets"):
+            secrets: tuple[SecretStr, ...] = getattr(value, name)
+            if not secrets:
+                wrong.append((name, f"needs a secret in production, best as auth.{name}_file"))
+            elif any(len(s.get_secret_value().encode()) < MIN_HS256_SECRET_BYTES for s in secrets):
+                wrong.append(
+                    (name, f"has a secret of less than {MIN_HS256_SECRET_BYTES} bytes (HS256)")
+                )
+        if wrong:
+            raise config_mistakes.several(wrong)
+        return value
+
+
+_SECTIONS = tuple(name for name, field in Settings.model_fields.items() if field.is_required())
+
+
+def file_of(given: Path | None) -> Path | None:
+    """The file that was asked for, else the one in its usual place if there is one."""
+    if given is None and DEFAULT_CONFIG_FILE.exists():
+        return DEFAULT_CONFIG_FILE
+    return given
+
+
+def load(config_file: Path | None, *, environ: Mapping[str, str]) -> Settings:
+    """The settings from the TOML file, then `environ`, then files of secrets and credentials.
+
+    Raises `ConfigError` whose `fields` are all mistakes, and whose message is all of them in one
+    line.
+    """
+    return _build(config_sources.gather(config_file, environ))
+
+
+def from_values(values: Mapping[str, object]) -> Settings:
+    """The settings from nested values that a program made; raises `ConfigError` as `load` does."""
+    return _build(config_sources.Gathered(values=dict(values)))
+
+
+def _build(gathered: config_sources.Gathered) -> Settings:
+    sections: dict[str, object] = {name: {} for name in _SECTIONS}
+    mistakes = list(gathered.mistakes)
+    settings = None
+    try:
+        settings = Settings.model_validate(
+            sections | gathered.values, context=tuple(gathered.warnings)
+        )
+    except ValidationError as error:
+        told = {mistake.field for mistake in mistakes}
+        found = config_mistakes.mistakes_of(error, Settings, gathered.origins)
+        mistakes += [mistake for mistake in found if mistake.field not in told]
+    if mistakes or settings is None:
+        raise config_mistakes.config_error(mistakes)
+    return settings
+
+
+def check_files(settings: Settings) -> None:
+    """Raise `ConfigError` that names every setting whose file is not there or cannot be read."""
+    mistakes = []
+    for name in _SECTIONS:
+        for key, value in getattr(settings, name):
+            if not isinstance(value, Path) or (name, key) == ("admin", "socket"):
+                continue
+            if not value.is_file():
+                mistakes.append(FieldError(f"{name}.{key}", "names a file that is not there"))
+            elif not os.access(value, os.R_OK):
+                mistakes.append(FieldError(f"{name}.{key}", "names a file that cannot be read"))
+    if mistakes:
+        raise config_mistakes.config_error(mistakes)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a listener on `host` can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def effective(settings: Settings) -> str:
+    """All settings as TOML with secrets masked; a key that is not set stands in a comment."""
+    lines: list[str] = []
+    for name, value in settings.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            lines += ["", f"[{name}]", *(_line(key, inner) for key, inner in value.items())]
+        else:
+            lines.append(_line(name, value))
+    return "\n".join(lines) + "\n"
+
+
+def _line(key: str, value: object) -> str:
+    return f"# {key} is not set" if value is None else f"{key} = {_toml(value)}"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(inner)}' for key, inner in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    return json.dumps(value, ensure_ascii=False)

@@ -10,7 +10,13 @@ from collections import deque
 from contextlib import AsyncExitStack
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Gauge, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Gauge,
+    generate_latest,
+)
 from prometheus_client.registry import Collector
 
 from glamd import __version__
@@ -33,10 +39,12 @@ def render() -> tuple[bytes, str]:
     return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
 
 
-def register(collector: Collector, stack: AsyncExitStack) -> None:
+def register(
+    collector: Collector, stack: AsyncExitStack, registry: CollectorRegistry = REGISTRY
+) -> None:
     """Show a part's collector for as long as the part lives; the stack takes it back out."""
-    REGISTRY.register(collector)
-    stack.callback(REGISTRY.unregister, collector)
+    registry.register(collector)
+    stack.callback(registry.unregister, collector)
 
 
 class LoopLag:

@@ -145,18 +145,18 @@ def fingerprint(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
-def certificate_pem(certificate: x509.Certificate) -> bytes:
+def certificate_pem(certificate: x509.Certificate) -> str:
     """The certificate as PEM."""
-    return certificate.public_bytes(serialization.Encoding.PEM)
+    return certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
 
 
-def private_key_pem(key: SigningKey) -> bytes:
+def private_key_pem(key: SigningKey) -> str:
     """The private key as unencrypted PKCS #8 PEM; for a file that only its owner may read."""
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
-    )
+    ).decode("ascii")
 
 
 def _issue_leaf(

@@ -1,0 +1,225 @@
+"""The SQL of devices: registry rows, what a session reads, presence.
+
+Counters are written by `glamd.payments.store` in the token's transaction; here they are only read,
+and made when a device is enrolled.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from device_gateway.model import Device, DeviceStatus, SessionRecord
+from glamd.db import Connection, Database, Row
+from glamd.payments.counter import CounterWindow
+
+_DEVICE: Final = """
+SELECT d.device_id, d.merchant_id, d.serial, d.model, d.key_set, k.scheme, d.initial_ksn, d.status,
+       d.online_node, d.firmware, d.certificate_sha256, d.certificate_expires_at, c.highest,
+       d.last_seen_at, d.created_at
+FROM cde.devices d
+JOIN cde.key_sets k USING (key_set)
+JOIN cde.device_counters c USING (counter_id)
+"""
+_SHOW: Final = _DEVICE + " WHERE d.device_id = $1"
+_LIST: Final = (
+    _DEVICE
+    + """
+WHERE ($1::uuid IS NULL OR d.merchant_id = $1) AND d.device_id > $2
+ORDER BY d.device_id LIMIT $3
+"""
+)
+_SESSION: Final = """
+SELECT d.merchant_id, d.status, d.key_set, k.status AS key_set_status, k.scheme, k.counter_window,
+       d.initial_ksn, c.initial_key_id, c.counter_id, c.version, c.highest, c.seen, m.token_ttl_s
+FROM cde.devices d
+JOIN cde.key_sets k USING (key_set)
+JOIN cde.device_counters c USING (counter_id)
+JOIN cde.merchants m ON m.merchant_id = d.merchant_id
+WHERE d.device_id = $1
+"""
+_ADMISSION: Final = "SELECT status, certificate_sha256 FROM cde.devices WHERE device_id = $1"
+_MERCHANT: Final = "SELECT EXISTS (SELECT FROM cde.merchants WHERE merchant_id = $1)"
+# An initial key stays with the merchant that had it first: its counters are never begun again.
+_COUNTERS: Final = """
+INSERT INTO cde.device_counters AS c (key_set, initial_key_id, merchant_id) VALUES ($1, $2, $3)
+ON CONFLICT (key_set, initial_key_id) DO UPDATE SET key_set = c.key_set
+WHERE c.merchant_id = EXCLUDED.merchant_id
+RETURNING counter_id
+"""
+_ENROLL: Final = """
+INSERT INTO cde.devices (
+    device_id, merchant_id, serial, model, key_set, initial_ksn, counter_id, certificate_sha256,
+    certificate_expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+"""
+_SET_STATUS: Final = """
+UPDATE cde.devices SET status = $2, changed_at = clock_timestamp()
+WHERE device_id = $1 AND status = ANY ($3)
+RETURNING merchant_id
+"""
+_CHANGED: Final = """
+SELECT device_id, status, changed_at FROM cde.devices WHERE changed_at > $1 ORDER BY changed_at
+"""
+_NOW: Final = "SELECT clock_timestamp()"
+_ARRIVED: Final = """
+UPDATE cde.devices SET online_node = $2, last_seen_at = $3 WHERE device_id = ANY ($1)
+"""
+_LEFT: Final = """
+UPDATE cde.devices SET online_node = NULL, last_seen_at = $3
+WHERE device_id = ANY ($1) AND online_node = $2
+"""
+_FORGET_NODE: Final = "UPDATE cde.devices SET online_node = NULL WHERE online_node = $1"
+_FIRMWARE: Final = """
+UPDATE cde.devices SET firmware = $2 WHERE device_id = $1 AND firmware IS DISTINCT FROM $2
+"""
+
+
+async def show(database: Database, device_id: str) -> Device | None:
+    """One device."""
+    row = await database.fetchrow(_SHOW, device_id)
+    return None if row is None else _device(row)
+
+
+async def devices(
+    database: Database, *, merchant_id: UUID | None, after: str, limit: int
+) -> list[Device]:
+    """Devices in the order of their ids, behind `after`."""
+    return [_device(row) for row in await database.fetch(_LIST, merchant_id, after, limit)]
+
+
+async def session_record(database: Database, device_id: str) -> SessionRecord | None:
+    """What a session needs of its device, in one read."""
+    row = await database.fetchrow(_SESSION, device_id)
+    if row is None:
+        return None
+    ttl_s = row["token_ttl_s"]
+    return SessionRecord(
+        merchant_id=row["merchant_id"],
+        status=row["status"],
+        key_set=row["key_set"],
+        key_set_status=row["key_set_status"],
+        scheme=row["scheme"],
+        initial_ksn=row["initial_ksn"],
+        initial_key_id=row["initial_key_id"],
+        counter_id=row["counter_id"],
+        counter_version=row["version"],
+        window=CounterWindow.load(
+            size_bits=row["counter_window"], highest=row["highest"], seen=row["seen"]
+        ),
+        token_ttl=None if ttl_s is None else timedelta(seconds=ttl_s),
+    )
+
+
+async def admission(database: Database, device_id: str) -> tuple[DeviceStatus, str] | None:
+    """A device's status and the SHA-256 (hex) of the certificate it was given last."""
+    row = await database.fetchrow(_ADMISSION, device_id)
+    return None if row is None else (row["status"], row["certificate_sha256"])
+
+
+async def merchant_exists(database: Database, merchant_id: UUID) -> bool:
+    """Whether tokens can be issued for the merchant."""
+    found: bool = await database.fetchval(_MERCHANT, merchant_id)
+    return found
+
+
+async def claim_counters(
+    connection: Connection, *, key_set: str, initial_key_id: bytes, merchant_id: UUID
+) -> int | None:
+    """The id of the initial key's counters, or None where they are another merchant's."""
+    counter_id: int | None = await connection.fetchval(
+        _COUNTERS, key_set, initial_key_id, merchant_id
+    )
+    return counter_id
+
+
+async def enroll(
+    connection: Connection,
+    *,
+    device_id: str,
+    merchant_id: UUID,
+    serial: str | None,
+    model: str | None,
+    key_set: str,
+    initial_ksn: bytes,
+    counter_id: int,
+    certificate_sha256: str,
+    certificate_expires_at: datetime,
+) -> None:
+    """Insert the device; ConflictError when its initial key is in use."""
+    await connection.execute(
+        _ENROLL,
+        device_id,
+        merchant_id,
+        serial,
+        model,
+        key_set,
+        initial_ksn,
+        counter_id,
+        certificate_sha256,
+        certificate_expires_at,
+    )
+
+
+async def set_status(
+    connection: Connection, device_id: str, status: DeviceStatus, *, when: Sequence[DeviceStatus]
+) -> UUID | None:
+    """Move the device to `status` from one of `when`; its merchant, or None if it did not move."""
+    merchant_id: UUID | None = await connection.fetchval(_SET_STATUS, device_id, status, when)
+    return merchant_id
+
+
+async def changed_since(
+    database: Database, since: datetime
+) -> list[tuple[str, DeviceStatus, datetime]]:
+    """The devices whose status was set after `since`, oldest change first."""
+    return [tuple(row) for row in await database.fetch(_CHANGED, since)]
+
+
+async def database_now(database: Database) -> datetime:
+    """The server's clock, by which changes are stamped."""
+    now: datetime = await database.fetchval(_NOW)
+    return now
+
+
+async def write_presence(
+    connection: Connection,
+    *,
+    node_id: str,
+    at: datetime,
+    arrived: Sequence[str],
+    left: Sequence[str],
+) -> None:
+    """Note who is connected here and who is not any more; another node's devices stay its own."""
+    await connection.execute(_ARRIVED, sorted(arrived), node_id, at)
+    await connection.execute(_LEFT, sorted(left), node_id, at)
+
+
+async def forget_node(database: Database, node_id: str) -> None:
+    """Take every device that this node had when it died as offline."""
+    await database.execute(_FORGET_NODE, node_id)
+
+
+async def set_firmware(database: Database, device_id: str, firmware: str) -> None:
+    """Note what the device says it runs."""
+    await database.execute(_FIRMWARE, device_id, firmware)
+
+
+def _device(row: Row) -> Device:
+    return Device(
+        device_id=row["device_id"],
+        merchant_id=row["merchant_id"],
+        serial=row["serial"],
+        model=row["model"],
+        key_set=row["key_set"],
+        scheme=row["scheme"],
+        ksn=row["initial_ksn"].hex().upper(),
+        status=row["status"],
+        presence="offline" if row["online_node"] is None else "online",
+        firmware=row["firmware"],
+        certificate_sha256=row["certificate_sha256"],
+        certificate_expires_at=row["certificate_expires_at"],
+        highest_counter=row["highest"],
+        last_seen_at=row["last_seen_at"],
+        created_at=row["created_at"],
+    )

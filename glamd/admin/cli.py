@@ -1,0 +1,60 @@
+"""glamctl, the operators' command: its groups put together, and the way in.
+
+Commands stand in the `cli_*` files; each asks the daemon over its admin socket, but for `db`, which
+goes straight to the database.
+"""
+
+from pathlib import Path
+
+import click
+
+from glamd.admin.cli_common import RootGroup, Session, default_socket
+from glamd.admin.cli_daemon import actors, drain, health, log_level, status, version
+from glamd.admin.cli_db import db
+from glamd.admin.cli_devices import device
+from glamd.admin.cli_keys import keys
+from glamd.admin.cli_merchants import merchant
+from glamd.admin.cli_tokens import audit, jwt, tokens
+
+
+@click.group(
+    "glamctl",
+    cls=RootGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 done, 1 failed, 2 wrongly used.",
+)
+@click.option(
+    "--socket",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The daemon's admin socket [$GLAMD_ADMIN_SOCKET, else .glamd/dev/admin.sock if it is"
+    " there, else /run/glamd/admin.sock].",
+)
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")
+@click.pass_context
+def glamctl(context: click.Context, socket: Path | None, as_json: bool) -> None:
+    """Command a running glamd: merchants, devices, keys, tokens, and the daemon itself."""
+    context.obj = Session(socket=socket or default_socket(), as_json=as_json)
+
+
+for _command in (
+    status,
+    health,
+    drain,
+    log_level,
+    version,
+    actors,
+    merchant,
+    device,
+    keys,
+    tokens,
+    audit,
+    jwt,
+    db,
+):
+    glamctl.add_command(_command)
+
+
+def main() -> None:
+    """The entry point of the `glamctl` script."""
+    glamctl()

@@ -1,0 +1,100 @@
+"""glamctl about payment tokens, the audit chain, and JWTs for trying things out."""
+
+import sys
+
+import click
+
+from glamd.admin.cli_common import (
+    EXIT_FAILED,
+    Group,
+    confirm,
+    mapping,
+    session,
+    show_json,
+    show_one,
+    yes_option,
+)
+from glamd.admin.client import segment
+
+VERIFY_TIMEOUT_S = 4 * 3600.0
+"""A chain of many millions of rows takes its time."""
+
+
+@click.group(cls=Group)
+def tokens() -> None:
+    """Payment tokens: show, revoke."""
+
+
+@tokens.command()
+@click.argument("token")
+def show(token: str) -> None:
+    """A token's metadata; never a card number."""
+    show_one(mapping(session().client.get(f"/v1/tokens/{segment(token)}")))
+
+
+@tokens.command()
+@click.argument("token")
+@yes_option
+def revoke(token: str, yes: bool) -> None:
+    """Erase what is sealed under it; its metadata stays."""
+    confirm(f"Erase the card data of {token} for good?", yes=yes)
+    show_one(mapping(session().client.post(f"/v1/tokens/{segment(token)}/revoke")))
+
+
+@click.group(cls=Group)
+def audit() -> None:
+    """The audit chain: verify."""
+
+
+@audit.command()
+def verify() -> None:
+    """Walk the chain and name the first broken row; exit status 1 where there is one."""
+    found = mapping(session().client.post("/v1/audit/verify", timeout_s=VERIFY_TIMEOUT_S))
+    if session().as_json:
+        show_json(found)
+    elif found.get("ok"):
+        click.echo(f"All as written: {found['rows']} rows, months: {found['partitions']}.")
+    else:
+        broken = mapping(found["first_broken"])
+        click.echo(
+            f"BROKEN at row {broken['seq']} of {broken['partition']}: {broken['reason']},"
+            f" {broken['detail']} ({found['rows']} rows before it are as written)"
+        )
+    if not found.get("ok"):
+        sys.exit(EXIT_FAILED)
+
+
+@click.group(cls=Group)
+def jwt() -> None:
+    """JWTs, in development: mint."""
+
+
+@jwt.group()
+def mint() -> None:
+    """Make a JWT that the daemon believes for twelve hours."""
+
+
+@mint.command()
+@click.option("--merchant", "merchant_id", required=True, help="It need not exist.")
+@click.option("--shop", required=True, help="The shop's domain.")
+@click.option("--scope", help="Scopes, between spaces.")
+def client(merchant_id: str, shop: str, scope: str | None) -> None:
+    """A storefront back end's."""
+    _mint("client", {"merchant_id": merchant_id, "shop": shop, "scope": scope})
+
+
+@mint.command()
+@click.option("--service", required=True, help="The service's name.")
+@click.option("--scope", help="Scopes, between spaces.")
+def internal(service: str, scope: str | None) -> None:
+    """An internal service's."""
+    _mint("internal", {"service": service, "scope": scope})
+
+
+def _mint(kind: str, body: dict[str, str | None]) -> None:
+    given = {name: value for name, value in body.items() if value is not None}
+    found = mapping(session().client.post(f"/v1/jwt/{kind}", given))
+    if session().as_json:
+        show_json(found)
+    else:
+        click.echo(found["token"])

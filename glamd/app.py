@@ -1,0 +1,482 @@
+"""THE composition root: who is built from what, in which order, and how it all ends.
+
+`running` enters every part into one AsyncExitStack and leaves it backwards, so that the order of
+the start is the order of the drain, reversed. Nothing decides anything here, and nothing else in
+glamd builds its own collaborators.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import structlog
+from cryptography import x509 as cx509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from device_gateway import session
+from device_gateway.gateway import Gateway
+from device_gateway.mqtt.endpoint import Endpoint, EndpointLimits
+from device_gateway.presence import Presence
+from device_gateway.registry import DeviceAuthority, Registry
+from device_gateway.session import SessionParts
+from device_gateway.watch import StatusWatch
+from glamd import __version__, config, logs, metrics
+from glamd.actor import ActorCollector, System
+from glamd.admin import migrate
+from glamd.admin.minting import Mint
+from glamd.admin.peers import Operators
+from glamd.admin.routes_daemon import Controls, Facts
+from glamd.admin.server import AdminServer
+from glamd.clock import SystemClock
+from glamd.crypto import x509
+from glamd.crypto.aead import Sealer
+from glamd.db import Database
+from glamd.errors import ConfigError, GlamError, TransientError
+from glamd.http.auth import Authenticator
+from glamd.http.health import Health, Part
+from glamd.http.limits import RateLimiter
+from glamd.http.server import ApiServer
+from glamd.http.tls import api_tls, worker_tls
+from glamd.http.worker import WorkerServer
+from glamd.keys.keyrings import Keyrings
+from glamd.keys.local import LocalProvider
+from glamd.keys.service import Keys
+from glamd.merchants.service import Merchants
+from glamd.payments import cipher
+from glamd.payments.audit import Audit
+from glamd.payments.detokenize import Detokenizer
+from glamd.payments.model import Grant
+from glamd.payments.tokens import Tokens
+from glamd.payments.vault import Vault
+
+log = structlog.get_logger()
+
+JOURNAL_STOP_S: Final = 5.0
+"""Seconds that what was submitted last has to be committed when the daemon drains."""
+
+Reload: TypeAlias = Callable[[config.Settings], Awaitable[None]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Daemon:
+    """A daemon that runs: where it listens, and the parts that whoever started it may use."""
+
+    merchants: Merchants
+    registry: Registry
+    keys: Keys
+    http_port: int
+    worker_port: int | None
+    mqtt_port: int
+    stop_requested: asyncio.Event
+    reload: Reload
+    """Uses the certificates that these settings name; ConfigError leaves everything as it was."""
+
+
+@asynccontextmanager
+async def running(
+    settings: config.Settings,
+    stop_requested: asyncio.Event,
+    *,
+    registry: CollectorRegistry = REGISTRY,
+) -> AsyncIterator[Daemon]:
+    """Start the daemon; leaving the context drains and ends it.
+
+    `stop_requested` is set by whoever wants it to end: a signal, an operator, or the daemon itself
+    when a part of it has died. `registry` is where its own collectors go; a second daemon in one
+    process needs another. Raises ConfigError for what an operator must mend, UnavailableError
+    for what may pass.
+    """
+    async with AsyncExitStack() as stack:
+        assembly = _Assembly(settings, stack, stop_requested, registry)
+        daemon = await assembly.start()
+        log.info("daemon_ready", http_port=daemon.http_port, mqtt_port=daemon.mqtt_port)
+        yield daemon
+        assembly.begin_drain()
+
+
+class _Assembly:
+    """Builds the parts in order; its methods are the chapters of the start."""
+
+    def __init__(
+        self,
+        settings: config.Settings,
+        stack: AsyncExitStack,
+        stop_requested: asyncio.Event,
+        registry: CollectorRegistry,
+    ) -> None:
+        self._collectors = registry
+        self._settings = settings
+        self._stack = stack
+        self._clock = SystemClock()
+        self._draining = False
+        self._stop_requested = stop_requested
+        self._started_at = self._clock.now()
+
+    async def start(self) -> Daemon:
+        await self._databases()
+        await self._key_material()
+        await self._payments()
+        await self._devices()
+        await self._http()
+        await self._admin()
+        return Daemon(
+            merchants=self._merchants,
+            registry=self._registry,
+            keys=self._keys,
+            http_port=self._http_port,
+            worker_port=self._worker_port,
+            mqtt_port=self._endpoint.port,
+            stop_requested=self._stop_requested,
+            reload=self._reload,
+        )
+
+    def begin_drain(self) -> None:
+        """Turn readiness off before anything is stopped."""
+        self._draining = True
+        log.info("daemon_draining", timeout_s=self._settings.drain_timeout_s)
+
+    async def _databases(self) -> None:
+        urls = self._settings.database
+        cde_url = urls.cde_url.get_secret_value()
+        glam_url = urls.url.get_secret_value()
+        self._cde = await self._database(cde_url, "cde")
+        self._glam = self._cde if cde_url == glam_url else await self._database(glam_url, "glam")
+
+    async def _database(self, url: str, name: str) -> Database:
+        limits = self._settings.database
+        database = await Database.connect(
+            url,
+            pool_size=limits.pool_size,
+            statement_timeout_s=limits.statement_timeout_s,
+            connect_timeout_s=limits.connect_timeout_s,
+            name=f"glamd-{name}",
+        )
+        self._stack.push_async_callback(database.close)
+        found = migrate.compare(await database.schema_revision())
+        if found.relation is not migrate.Relation.SAME:
+            raise ConfigError(
+                f"The schema of the {name} database is at {found.current or 'nothing'}, this "
+                f"glamd needs {found.expected}: {found.mend}"
+            )
+        return database
+
+    async def _key_material(self) -> None:
+        settings = self._settings.keys
+        self._provider = provider = LocalProvider(settings.kek_file)
+        self._keyrings = await Keyrings.load(
+            self._cde, provider, self._clock, settings.first_version
+        )
+        self._audit = Audit(self._cde, self._keyrings.audit, self._clock)
+        await self._audit.start()
+        self._stack.push_async_callback(self._audit.stop, JOURNAL_STOP_S)
+        self._keys = Keys(
+            database=self._cde, provider=provider, record=self._audit.record, clock=self._clock
+        )
+        self._merchants = Merchants(glam=self._glam, cde=self._cde, clock=self._clock)
+
+    async def _payments(self) -> None:
+        settings = self._settings
+        self._vault = Vault(
+            self._cde,
+            connections=settings.payments.commit_connections,
+            batch_limit=settings.payments.commit_batch_limit,
+        )
+        await self._vault.journal.start()
+        self._stack.push_async_callback(self._vault.journal.stop, JOURNAL_STOP_S)
+        self._tokens = Tokens(self._cde, clock=self._clock)
+        self._detokenizer = Detokenizer(
+            self._cde,
+            audit=self._audit,
+            keyring=self._keyrings.payment_tokens,
+            grants=[_grant(grant) for grant in settings.worker.grants],
+            clock=self._clock,
+        )
+        self._system = System(clock=self._clock)
+        self._stack.push_async_callback(self._system.drain, settings.drain_timeout_s)
+        metrics.register(ActorCollector(self._system), self._stack, self._collectors)
+
+    def _session_parts(self) -> SessionParts:
+        keyring = self._keyrings.payment_tokens
+
+        def active_key() -> tuple[str, Sealer]:
+            key = keyring.active
+            return key.version, key.sealer
+
+        return SessionParts(
+            database=self._cde,
+            vault=self._vault,
+            system=self._system,
+            cipher=cipher.spec(
+                initial_key=self._keys.initial_key,
+                active_key=active_key,
+                fingerprint_key=self._keyrings.fingerprints.active.key,
+            ),
+            clock=self._clock,
+            default_ttl=timedelta(hours=self._settings.payments.default_token_ttl_h),
+            rate_per_s=self._settings.mqtt.rate_limit_per_s,
+            rate_burst=self._settings.mqtt.rate_burst,
+        )
+
+    async def _devices(self) -> None:
+        settings = self._settings
+        presence = Presence(self._cde, node_id=settings.node_id, clock=self._clock)
+        self._stack.push_async_callback(_flushed, presence)
+        self._task(presence.run(), "presence")
+        self._task(metrics.LoopLag(self._clock).run(), "loop-lag")
+        self._gateway = Gateway(
+            self._cde,
+            system=self._system,
+            sessions=session.spec(self._session_parts()),
+            presence=presence,
+        )
+        watch = StatusWatch(
+            self._cde, interval_s=settings.devices.status_poll_s, changed=self._gateway.changed
+        )
+        self._task(watch.run(), "device-watch")
+        self._authority = _authority(settings.devices)
+        self._registry = Registry(
+            self._cde,
+            keys=self._keys,
+            authority=self._authority,
+            clock=self._clock,
+            changed=self._gateway.changed,
+            export_initial_keys=settings.environment == "development",
+        )
+        mqtt = settings.mqtt
+        self._endpoint = Endpoint(
+            gateway=self._gateway,
+            limits=_endpoint_limits(mqtt),
+            ssl_context=_mqtt_tls(mqtt),
+            clock=self._clock,
+            registry=self._collectors,
+        )
+        self._gateway.attach(self._endpoint)
+        await self._endpoint.start(mqtt.host, mqtt.port)
+        self._stack.push_async_callback(self._endpoint.stop, settings.drain_timeout_s)
+
+    async def _reload(self, settings: config.Settings) -> None:
+        """Use the certificates of `settings` for connections from now on.
+
+        All of them are read before any is used. Raises ConfigError.
+        """
+        mqtt = _mqtt_tls(settings.mqtt)
+        api = _api_tls(settings.http)
+        worker = _worker_tls(settings.worker) if settings.worker.enabled else None
+        self._endpoint.replace_tls(mqtt)
+        if api is not None and self._settings.http.tls_cert is not None:
+            await self._api.replace_tls(api)
+        if worker is not None and self._worker_port is not None:
+            await self._worker.replace_tls(worker)
+
+    async def _admin(self) -> None:
+        settings = self._settings
+        listeners = {
+            "http": f"{settings.http.host}:{self._http_port}",
+            "mqtt": f"{settings.mqtt.host}:{self._endpoint.port}",
+        }
+        if self._worker_port is not None:
+            listeners["worker"] = f"{settings.worker.host}:{self._worker_port}"
+        admin = AdminServer(
+            facts=Facts(
+                version=__version__,
+                environment=settings.environment,
+                node_id=settings.node_id,
+                started_at=self._started_at,
+                listeners=listeners,
+                mqtt=(settings.mqtt.host, self._endpoint.port),
+                server_ca_pem=self._authority.server_ca_pem,
+            ),
+            controls=Controls(
+                drain=self._stop_requested.set,
+                draining=self._is_draining,
+                get_level=logs.get_level,
+                set_level=logs.set_level,
+            ),
+            operators=Operators.named(
+                group=settings.admin.group, users=settings.admin.allowed_users
+            ),
+            health=self._health,
+            actors=self._system,
+            merchants=self._merchants,
+            registry=self._registry,
+            keys=self._keys,
+            tokens=self._tokens,
+            audit=self._audit,
+            mint=self._mint(),
+            clock=self._clock,
+        )
+        await admin.start(settings.admin.socket)
+        self._stack.push_async_callback(admin.stop)
+
+    def _mint(self) -> Mint | None:
+        auth = self._settings.auth
+        if self._settings.environment != "development":
+            return None
+        if not (auth.client_secrets and auth.internal_secrets):
+            return None
+        return Mint(
+            client_secret=auth.client_secrets[0].get_secret_value(),
+            internal_secret=auth.internal_secrets[0].get_secret_value(),
+            clock=self._clock,
+        )
+
+    async def _http(self) -> None:
+        settings = self._settings
+        health = Health(
+            parts=[
+                Part(name="database", required=True, check=_check(self._cde.health)),
+                Part(name="key-provider", required=False, check=_check(self._provider.health)),
+            ],
+            draining=self._is_draining,
+            clock=self._clock,
+        )
+        self._health = health
+        limiter = RateLimiter(
+            rate_per_s=settings.http.rate_limit_per_s,
+            burst=settings.http.rate_burst,
+            clock=self._clock,
+        )
+        self._api = ApiServer(
+            tokens=self._tokens,
+            authenticator=self._authenticator(),
+            health=health,
+            limiter=limiter,
+            trusted_proxies=settings.http.trusted_proxies,
+            draining=self._is_draining,
+            clock=self._clock,
+        )
+        self._http_port = await self._api.start(
+            settings.http.host, settings.http.port, _api_tls(settings.http)
+        )
+        self._stack.push_async_callback(self._api.stop, settings.drain_timeout_s)
+        self._worker_port: int | None = None
+        if settings.worker.enabled:
+            self._worker = WorkerServer(
+                detokenizer=self._detokenizer,
+                trust_domain=settings.worker.trust_domain,
+                health=health,
+                limiter=limiter,
+                draining=self._is_draining,
+                clock=self._clock,
+            )
+            self._worker_port = await self._worker.start(
+                settings.worker.host, settings.worker.port, _worker_tls(settings.worker)
+            )
+            self._stack.push_async_callback(self._worker.stop, settings.drain_timeout_s)
+
+    def _authenticator(self) -> Authenticator:
+        auth = self._settings.auth
+        return Authenticator(
+            client_secrets=[secret.get_secret_value() for secret in auth.client_secrets],
+            internal_secrets=[secret.get_secret_value() for secret in auth.internal_secrets],
+            require_audience=auth.require_audience,
+            merchant_by_domain=self._merchants.by_domain,
+            clock=self._clock,
+            max_lifetime_s=auth.max_lifetime_h * 3600,
+        )
+
+    def _is_draining(self) -> bool:
+        return self._draining
+
+    def _task(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Run something beside the rest until the drain gets here."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._stack.push_async_callback(_cancelled, task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # A task of ours ends only by being cancelled; without it the daemon is not whole.
+        if not task.cancelled():
+            log.error("task_ended", task=task.get_name(), exc_info=task.exception())
+            self._stop_requested.set()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _flushed(presence: Presence) -> None:
+    try:
+        async with asyncio.timeout(JOURNAL_STOP_S):
+            await presence.flush()
+    except (TransientError, TimeoutError):
+        log.warning("presence_unwritten")
+
+
+def _check(health: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[str | None]]:
+    async def check() -> str | None:
+        try:
+            await health()
+        except GlamError as error:
+            return error.message
+        return None
+
+    return check
+
+
+def _grant(grant: config.WorkerGrant) -> Grant:
+    return Grant(
+        worker=grant.name,
+        purposes=frozenset(grant.purposes),
+        fields=frozenset(grant.fields),
+        merchants=frozenset(grant.merchants),
+        rate_per_s=grant.rate_per_s,
+    )
+
+
+def _endpoint_limits(mqtt: config.Mqtt) -> EndpointLimits:
+    return EndpointLimits(
+        max_connections=mqtt.max_connections,
+        max_opening=mqtt.max_unauthenticated,
+        handshake_timeout_s=mqtt.handshake_timeout_s,
+        connect_timeout_s=mqtt.connect_timeout_s,
+        max_packet_bytes=mqtt.max_packet_bytes,
+        receive_maximum=mqtt.receive_maximum,
+        session_expiry_max_s=mqtt.session_expiry_max_s,
+        downlink_queue_messages=mqtt.downlink_queue_limit,
+        max_sessions=max(mqtt.max_connections, EndpointLimits().max_sessions),
+    )
+
+
+def _mqtt_tls(mqtt: config.Mqtt) -> ssl.SSLContext:
+    return worker_tls(certificate=mqtt.tls_cert, key=mqtt.tls_key, worker_ca=mqtt.client_ca)
+
+
+def _api_tls(http: config.Http) -> ssl.SSLContext | None:
+    if http.tls_cert is None or http.tls_key is None:
+        return None
+    return api_tls(certificate=http.tls_cert, key=http.tls_key)
+
+
+def _worker_tls(worker: config.Worker) -> ssl.SSLContext:
+    assert worker.tls_cert is not None
+    assert worker.tls_key is not None
+    assert worker.client_ca is not None
+    return worker_tls(certificate=worker.tls_cert, key=worker.tls_key, worker_ca=worker.client_ca)
+
+
+def _authority(devices: config.Devices) -> DeviceAuthority:
+    try:
+        return DeviceAuthority(
+            certificate=cx509.load_pem_x509_certificate(devices.ca_cert.read_bytes()),
+            key=_signing_key(devices.ca_key),
+            server_ca_pem=devices.server_ca.read_text(),
+            validity=timedelta(days=devices.certificate_days),
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError("The devices' CA certificate and key cannot be read.") from error
+
+
+def _signing_key(path: Path) -> x509.SigningKey:
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    if isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey):
+        return key
+    raise ConfigError(f"The key in {path} is of a kind that cannot sign certificates.")

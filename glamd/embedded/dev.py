@@ -1,0 +1,195 @@
+"""`glamd dev`: the same daemon with everything that it needs beside it, and nothing installed.
+
+PostgreSQL is a child on loopback, authorities and secrets are made in the state directory, and two
+virtual terminals tap test cards over real MQTT and TLS. The daemon itself is `glamd.app`'s, built
+from settings like any other; what is special about development stands here and in this folder.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from glamd import app, logs
+from glamd.admin import migrate
+from glamd.admin.minting import Mint
+from glamd.clock import SystemClock
+from glamd.embedded import demo
+from glamd.embedded.certificates import DevelopmentCertificates
+from glamd.embedded.describe import REWRITE_AFTER_S, Description
+from glamd.embedded.postgres import EmbeddedPostgres, PostgresUrls
+from glamd.embedded.screen import Screen
+from glamd.embedded.settings import (
+    LOOPBACK,
+    WORKER_URI,
+    Ports,
+    development_settings,
+    jwt_secrets,
+)
+from glamd.errors import ConfigError
+from glamd.service import signals
+
+DEFAULT_STATE_DIR: Final = Path(".glamd/dev")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What was asked for on the command line."""
+
+    state_dir: Path
+    ports: Ports
+    demo: bool = True
+    fresh: bool = False
+
+
+async def run(options: Options) -> None:
+    """Run until SIGINT or SIGTERM; ConfigError, UnavailableError when it cannot start."""
+    began_s = time.monotonic()
+    screen = Screen()
+    state_dir = options.state_dir.absolute()
+    with _owned(state_dir, fresh=options.fresh):
+        with (state_dir / "glamd.log").open("a", encoding="utf-8") as stream:
+            logs.configure(level="info", format="json", stream=stream)
+            stop_requested = asyncio.Event()
+            with signals(stop=stop_requested):
+                async with AsyncExitStack() as stack:
+                    site = await _start(options, state_dir, screen, stack, stop_requested)
+                    screen.ready(site, state_dir=state_dir, taken_s=time.monotonic() - began_s)
+                    await _until_stopped(site, state_dir, screen, stop_requested, taps=options.demo)
+                    screen.say("\nStopping: what is under way is finished.", style="dim")
+        screen.say("Stopped.", style="dim")
+
+
+async def _start(
+    options: Options,
+    state_dir: Path,
+    screen: Screen,
+    stack: AsyncExitStack,
+    stop_requested: asyncio.Event,
+) -> Description:
+    urls = await stack.enter_async_context(_database(state_dir, screen))
+    screen.step("migrations")
+    await migrate.upgrade(urls.app)
+    screen.step("certificates, keys, secrets")
+    clock = SystemClock()
+    certificates = DevelopmentCertificates(state_dir, clock)
+    settings = development_settings(
+        state_dir, certificates, database_url=urls.app, ports=options.ports
+    )
+    made = jwt_secrets(state_dir)
+    daemon = await stack.enter_async_context(app.running(settings, stop_requested))
+    mqtt = (LOOPBACK, daemon.mqtt_port)
+    merchant_id, devices = await demo.seed(
+        merchants=daemon.merchants,
+        keys=daemon.keys,
+        registry=daemon.registry,
+        folder=state_dir / "demo",
+        server_ca_pem=certificates.server_ca.certificate_file.read_bytes(),
+        mqtt=mqtt,
+    )
+    worker = certificates.worker(WORKER_URI)
+    return Description(
+        pid=os.getpid(),
+        http_url=f"http://{LOOPBACK}:{daemon.http_port}",
+        worker_url=f"https://{LOOPBACK}:{daemon.worker_port}",
+        server_ca=certificates.server_ca.certificate_file,
+        worker_cert=worker.certificate_file,
+        worker_key=worker.key_file,
+        mqtt_host=mqtt[0],
+        mqtt_port=mqtt[1],
+        admin_socket=settings.admin.socket,
+        database_url=urls.app,
+        database_admin_url=urls.admin,
+        merchant_id=str(merchant_id),
+        domain=demo.DOMAIN,
+        devices=devices,
+        mint=Mint(client_secret=made.client, internal_secret=made.internal, clock=clock),
+    )
+
+
+async def _until_stopped(
+    site: Description,
+    state_dir: Path,
+    screen: Screen,
+    stop_requested: asyncio.Event,
+    *,
+    taps: bool,
+) -> None:
+    """Keep `dev.json` true and let the terminals tap until the stop is asked for."""
+    clock = SystemClock()
+    path = state_dir / "dev.json"
+
+    async def describe() -> None:
+        while True:
+            site.write(path)
+            await asyncio.sleep(REWRITE_AFTER_S)
+
+    work = [("dev.json", describe())]
+    if taps:
+        work += [
+            (
+                f"taps:{device.device_id}",
+                demo.tap_for_ever(
+                    device, clock=clock, first_after_s=n * demo.TAP_EVERY_S / 2, show=screen.tap
+                ),
+            )
+            for n, device in enumerate(site.devices)
+        ]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each, name=name) for name, each in work]
+            await stop_requested.wait()
+            path.unlink(missing_ok=True)
+            for task in tasks:
+                task.cancel()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _owned(state_dir: Path, *, fresh: bool) -> Iterator[None]:
+    """Hold the state directory for ourselves; `fresh` empties one that is ours already."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"Another glamd dev runs in {state_dir}.") from None
+        marker = state_dir / "glamd-dev"
+        strangers = [p.name for p in state_dir.iterdir() if p.name != "lock"]
+        if strangers and not marker.exists():
+            raise ConfigError(f"{state_dir} is not empty and no state directory of glamd dev.")
+        if fresh:
+            for entry in state_dir.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != "lock":
+                    entry.unlink()
+        marker.touch(mode=0o600)
+        (state_dir / "dev.json").unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@asynccontextmanager
+async def _database(state_dir: Path, screen: Screen) -> AsyncIterator[PostgresUrls]:
+    """The user's own server where DATABASE_URL names one, else a child."""
+    given = os.environ.get("DATABASE_URL")
+    if given:
+        screen.step("PostgreSQL of DATABASE_URL")
+        yield PostgresUrls(app=given, admin=given)
+        return
+    screen.step("PostgreSQL, embedded")
+    server = EmbeddedPostgres(state_dir)
+    try:
+        yield await server.start()
+    finally:
+        await server.stop()

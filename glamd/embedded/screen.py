@@ -1,0 +1,116 @@
+"""What a person sees of `glamd dev`: what runs where, each tap as a line, what to try next.
+
+Only printing. On a terminal with colour, into a file plainly and with every line whole.
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from glamd import __version__
+from glamd.embedded.demo import Tap
+from glamd.embedded.describe import Description
+
+PLAIN_WIDTH: Final = 200
+_BRAND_STYLES: Final = {
+    "visa": "bold blue",
+    "mastercard": "bold red",
+    "amex": "bold cyan",
+    "discover": "bold yellow",
+    "jcb": "bold green",
+}
+
+
+class Screen:
+    """The terminal that `glamd dev` was started on."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        if not self._console.is_terminal:
+            self._console = Console(highlight=False, width=PLAIN_WIDTH)
+
+    def step(self, text: str) -> None:
+        """One thing that is being done before anything runs."""
+        self._console.print(Text("  · ", style="dim") + Text(text, style="dim"))
+
+    def ready(self, description: Description, *, state_dir: Path, taken_s: float) -> None:
+        """What runs where, and what to try."""
+        places = Table.grid(padding=(0, 2))
+        for name, place in (
+            ("REST API", description.http_url),
+            ("worker API", f"{description.worker_url}  (mutual TLS)"),
+            ("MQTT/TLS", f"{description.mqtt_host}:{description.mqtt_port}  (client certificates)"),
+            ("admin socket", _shown(description.admin_socket)),
+            ("PostgreSQL", _without_password(description.database_url)),
+            ("merchant", f"{description.merchant_id}  {description.domain}"),
+            ("for scripts", _shown(state_dir / "dev.json")),
+            ("log", _shown(state_dir / "glamd.log")),
+        ):
+            places.add_row(Text(name, style="bold"), Text(place))
+        title = f"glamd {__version__} · development · ready in {taken_s:.1f} s"
+        self._console.print(Panel(places, title=title, title_align="left", expand=False))
+        self._console.print(Text("Try, in another terminal:", style="bold"))
+        for line in _suggestions(description, state_dir):
+            self._console.print(Text(f"  {line}", style="green"), soft_wrap=True)
+        self._console.print(Text("Ctrl-C drains and stops everything.\n", style="dim"))
+
+    def tap(self, tap: Tap) -> None:
+        """One tap: who, what card, which token, how long."""
+        line = Text(datetime.now().astimezone().strftime("%H:%M:%S "), style="dim")
+        line += Text(f"{tap.scheme:<11}", style="magenta")
+        line += Text(f"{tap.device_id}  ", style="dim")
+        if tap.code == "ok":
+            style = _BRAND_STYLES.get(tap.brand, "bold")
+            line += Text(f"{tap.brand:<11}", style=style) + Text(f"•••• {tap.last4}  ")
+            line += Text(tap.token, style="bold green")
+        else:
+            line += Text(tap.code, style="bold red")
+        line += Text(f"  {tap.elapsed_ms:.1f} ms", style="dim")
+        self._console.print(line, soft_wrap=True)
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """One line."""
+        self._console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _suggestions(description: Description, state_dir: Path) -> tuple[str, ...]:
+    state = _shown(state_dir)
+    mine = Path.cwd() / ".venv" / "bin" / "glamctl"
+    programs = ".venv/bin/" if mine.exists() else ""
+    socket = f"{state}/admin.sock"
+    bearer = (
+        'TOKEN=$(python3 -c "import json; '
+        f"print(json.load(open('{state}/dev.json'))['jwt']['client'])\")"
+    )
+    body = '{"purpose": "support", "fields": ["pan", "expiry"]}'
+    look = (
+        f"curl -s {description.worker_url}/internal/v1/payment-tokens/ptk_…/decrypt "
+        f"--cacert {_shown(description.server_ca)} --cert {_shown(description.worker_cert)} "
+        f"--key {_shown(description.worker_key)} --json '{body}'"
+    )
+    return (
+        f"{programs}glam-terminal swipe 4242424242424242 --state-dir {state}",
+        bearer,
+        f'curl -s {description.http_url}/api/v1/payment-tokens -H "Authorization: Bearer $TOKEN"',
+        look,
+        f"{programs}glamctl --socket {socket} status",
+        f"{programs}glamctl --socket {socket} audit verify",
+    )
+
+
+def _shown(path: Path) -> str:
+    """A path as a person at this prompt would type it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://…@{rest.rpartition('@')[2]}"

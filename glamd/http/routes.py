@@ -1,0 +1,137 @@
+"""The route table: one entry says method, path, handler, and who may call with which scopes.
+
+Routing, the authorization check and, later, the published document read the same entries, so a
+route cannot be reachable without having said whom it is for. No handler lives here.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from glamd.errors import ForbiddenError, NotFoundError
+from glamd.http.call import Answer, Call, Raw
+from glamd.http.identity import NO_SCOPES, Identity, Kind
+from glamd.http.problems import MethodNotAllowedError
+
+Handler = Callable[[Call], Awaitable[Answer | Raw]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """One kind of caller that a route is for, and the scopes it must bring, all of them."""
+
+    kind: Kind
+    scopes: frozenset[str] = NO_SCOPES
+
+
+def client(*scopes: str) -> Access:
+    """Storefront back ends with these scopes."""
+    return Access(kind="client", scopes=frozenset(scopes))
+
+
+def internal(*scopes: str) -> Access:
+    """Internal services with these scopes."""
+    return Access(kind="internal", scopes=frozenset(scopes))
+
+
+WORKER = Access(kind="worker")
+OPERATOR = Access(kind="operator")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One route; `path` is a template such as `/api/v1/things/{id}`.
+
+    An empty `access` is a public route: nobody is asked who they are or held to a rate, and it
+    answers while the daemon drains.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    access: tuple[Access, ...]
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert self.path.startswith("/")
+        names = tuple(part[1:-1] for part in _segments(self.path) if _is_wild(part))
+        object.__setattr__(self, "names", names)
+
+    @property
+    def public(self) -> bool:
+        """Whether this route is for everybody."""
+        return not self.access
+
+    def allow(self, identity: Identity) -> None:
+        """Raise `ForbiddenError` unless `identity` is of a kind and has the scopes asked for."""
+        if self.public:
+            return
+        for access in self.access:
+            if access.kind == identity.kind:
+                if access.scopes <= identity.scopes:
+                    return
+                missing = " ".join(sorted(access.scopes - identity.scopes))
+                raise ForbiddenError(f"The token lacks the scope {missing}.")
+        raise ForbiddenError("This route is not for this kind of caller.")
+
+
+@dataclass(slots=True)
+class _Node:
+    literal: dict[str, "_Node"] = field(default_factory=dict)
+    wild: "_Node | None" = None
+    routes: dict[str, Route] = field(default_factory=dict)
+
+
+class RouteTable:
+    """Finds the route of a method and a path; a literal segment goes before a wild one."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._root = _Node()
+        self.routes = tuple(routes)
+        for route in self.routes:
+            self._add(route)
+
+    def _add(self, route: Route) -> None:
+        node = self._root
+        for part in _segments(route.path):
+            if _is_wild(part):
+                node.wild = node.wild or _Node()
+                node = node.wild
+            else:
+                node = node.literal.setdefault(part, _Node())
+        assert route.method not in node.routes, f"{route.method} {route.path} stands twice"
+        node.routes[route.method] = route
+
+    def find(self, method: str, raw_path: str) -> tuple[Route, dict[str, str]]:
+        """The route and its decoded path parameters; HEAD is answered as GET is.
+
+        Raises `NotFoundError`, or `MethodNotAllowedError` where only the method is wrong.
+        """
+        node: _Node | None = self._root
+        values: list[str] = []
+        for part in _segments(raw_path):
+            assert node is not None
+            literal = node.literal.get(part)
+            if literal is not None:
+                node = literal
+                continue
+            node = node.wild
+            if node is None or not part:
+                raise NotFoundError("There is nothing at this path.")
+            values.append(unquote(part))
+        assert node is not None
+        if not node.routes:
+            raise NotFoundError("There is nothing at this path.")
+        route = node.routes.get("GET" if method == "HEAD" else method)
+        if route is None:
+            allow = set(node.routes) | ({"HEAD"} if "GET" in node.routes else set())
+            raise MethodNotAllowedError(tuple(sorted(allow)))
+        return route, dict(zip(route.names, values, strict=True))
+
+
+def _segments(path: str) -> list[str]:
+    return path.split("/")[1:]
+
+
+def _is_wild(part: str) -> bool:
+    return part.startswith("{") and part.endswith("}")

@@ -1,0 +1,245 @@
+"""Keyrings: the data keys by name and version, unwrapped once and then in memory.
+
+A version that another node made is fetched when a row names it. The tables' states are respected:
+one version is active, destroyed ones are gone, all others open what they sealed. Making a further
+version, re-encrypting and destroying do not live here, nor does anything that uses a key.
+"""
+
+import asyncio
+import hmac
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+import structlog
+from prometheus_client import Gauge
+
+from glamd.clock import Clock
+from glamd.crypto import kcv
+from glamd.crypto.aead import Sealer
+from glamd.db import Database
+from glamd.errors import ConfigError, CryptoError, UnavailableError
+from glamd.keys import store
+from glamd.keys.local import LocalProvider
+from glamd.keys.store import KeyVersion
+
+PAYMENT_TOKENS: Final = "payment-tokens"
+FINGERPRINTS: Final = "fingerprints"
+AUDIT: Final = "audit"
+
+KEY_BYTES: Final = 32
+"""Every data key: AES-256 for sealing, and as long for HMAC-SHA-256."""
+
+PROVIDER_TIMEOUT_S: Final = 5.0
+"""How long one wrap or unwrap may take."""
+
+log = structlog.get_logger()
+
+_VERSION = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
+
+_VERSIONS = Gauge("glamd_keys_versions_count", "Key versions in memory.", ["keyring"])
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """One version that seals; `version` goes into the row beside what it sealed."""
+
+    version: str
+    sealer: Sealer = field(repr=False)
+    kcv: str
+
+
+@dataclass(frozen=True, slots=True)
+class MacKey:
+    """One version that is an HMAC-SHA-256 key of 32 bytes."""
+
+    version: str
+    key: bytes = field(repr=False)
+    kcv: str
+
+
+K = TypeVar("K", bound=DataKey | MacKey)
+
+
+class Keyring(Generic[K]):
+    """The versions of one key that are not destroyed, ready to use."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        database: Database,
+        provider: LocalProvider,
+        make: Callable[[str, bytes, str], K],
+    ) -> None:
+        self.name = name
+        self._database = database
+        self._provider = provider
+        self._make = make
+        self._reloading = asyncio.Lock()
+        self._by_version: dict[str, K] = {}
+        self._destroyed: frozenset[str] = frozenset()
+        self._active: K | None = None
+
+    @property
+    def active(self) -> K:
+        """The version that new rows are made with; CryptoError before the first `reload`."""
+        if self._active is None:
+            raise CryptoError(f"the keyring {self.name} is not loaded")
+        return self._active
+
+    @property
+    def kcvs(self) -> dict[str, str]:
+        """The key check value of every version in memory."""
+        return {version: key.kcv for version, key in self._by_version.items()}
+
+    async def version(self, version: str) -> K:
+        """The key of this version; the database is asked once when it is not in memory.
+
+        CryptoError when it is destroyed, does not unwrap or does not exist; UnavailableError when
+        the database or the provider is away.
+        """
+        key = self._by_version.get(version)
+        if key is not None:
+            return key
+        async with self._reloading:
+            # Whoever waited for the lock finds what the one before has fetched.
+            key = self._by_version.get(version)
+            if key is None:
+                await self.reload()
+                key = self._by_version.get(version)
+        if key is not None:
+            return key
+        if version in self._destroyed:
+            raise CryptoError(f"version {version} of the key {self.name} is destroyed")
+        raise CryptoError(f"there is no version {version} of the key {self.name}")
+
+    async def reload(self) -> None:
+        """Read all versions, unwrap those that are new here, forget those that are destroyed.
+
+        CryptoError, UnavailableError; on any error what is in memory stays as it was.
+        """
+        rows = await store.keys(self._database, self.name)
+        loaded: dict[str, K] = {}
+        active = None
+        for row in rows:
+            if row.wrapped_key is None:
+                continue
+            known = self._by_version.get(row.version)
+            loaded[row.version] = key = known or await self._unwrap(row, row.wrapped_key)
+            if row.status == "active":
+                active = key
+        if active is None:
+            raise CryptoError(f"the keyring {self.name} has no active version")
+        self._by_version = loaded
+        self._destroyed = frozenset(row.version for row in rows if row.wrapped_key is None)
+        self._active = active
+        _VERSIONS.labels(self.name).set(len(loaded))
+
+    async def _unwrap(self, row: KeyVersion, wrapped: bytes) -> K:
+        if row.provider != self._provider.name:
+            msg = (
+                f"{row.keyring} {row.version} was wrapped by the key provider {row.provider}, "
+                f"and {self._provider.name} is configured"
+            )
+            raise CryptoError(msg)
+        clear = await unwrap(self._provider, wrapped, context=_context(row.keyring, row.version))
+        if len(clear) != KEY_BYTES or not hmac.compare_digest(_kcv(clear), row.kcv):
+            raise CryptoError(f"{row.keyring} {row.version} does not fit its check value {row.kcv}")
+        return self._make(row.version, clear, row.kcv)
+
+    async def make_first(self, version: str, clock: Clock) -> None:
+        """Make this version and its key if the keyring has none; two nodes may try at once."""
+        key = os.urandom(KEY_BYTES)
+        wrapped = await wrap(self._provider, key, context=_context(self.name, version))
+        await store.add_first_key(
+            self._database,
+            keyring=self.name,
+            version=version,
+            wrapped_key=wrapped,
+            provider=self._provider.name,
+            kcv=_kcv(key),
+            at=clock.now(),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Keyring {self.name}, versions {', '.join(self._by_version)}, keys masked>"
+
+
+class Keyrings:
+    """The keyrings of card data."""
+
+    def __init__(self, *, database: Database, provider: LocalProvider) -> None:
+        self.payment_tokens: Keyring[DataKey] = Keyring(
+            PAYMENT_TOKENS,
+            database=database,
+            provider=provider,
+            make=lambda version, key, check: DataKey(version, Sealer(key), check),
+        )
+        self.fingerprints: Keyring[MacKey] = Keyring(
+            FINGERPRINTS, database=database, provider=provider, make=MacKey
+        )
+        self.audit: Keyring[MacKey] = Keyring(
+            AUDIT, database=database, provider=provider, make=MacKey
+        )
+
+    @classmethod
+    async def load(
+        cls, database: Database, provider: LocalProvider, clock: Clock, first_version: str
+    ) -> "Keyrings":
+        """Make what keyring is missing, with `first_version`, and unwrap every version.
+
+        ConfigError when a key does not unwrap (the wrong KEK), a keyring has no active version or
+        `first_version` is no name; UnavailableError when the database or the provider is away.
+        """
+        if not _VERSION.fullmatch(first_version):
+            raise ConfigError("The first key version is 1 to 32 letters, digits, '_', '.' or '-'.")
+        keyrings = cls(database=database, provider=provider)
+        for keyring in keyrings.all():
+            if not await store.keys(database, keyring.name):
+                await keyring.make_first(first_version, clock)
+            try:
+                await keyring.reload()
+            except CryptoError as error:
+                raise ConfigError(f"The keys cannot be used: {error.message}.") from None
+            log.info("keyring_loaded", keyring=keyring.name, kcvs=keyring.kcvs)
+        return keyrings
+
+    def all(self) -> Sequence[Keyring[DataKey] | Keyring[MacKey]]:
+        """Every keyring."""
+        return (self.payment_tokens, self.fingerprints, self.audit)
+
+    def __repr__(self) -> str:
+        return f"<Keyrings {', '.join(repr(keyring) for keyring in self.all())}>"
+
+
+async def wrap(provider: LocalProvider, key: bytes, *, context: str) -> bytes:
+    """`provider.wrap` within PROVIDER_TIMEOUT_S; UnavailableError beyond it."""
+    try:
+        async with asyncio.timeout(PROVIDER_TIMEOUT_S):
+            return await provider.wrap(key, context=context)
+    except TimeoutError:
+        raise _too_slow(provider) from None
+
+
+async def unwrap(provider: LocalProvider, wrapped: bytes, *, context: str) -> bytes:
+    """`provider.unwrap` within PROVIDER_TIMEOUT_S; UnavailableError beyond it."""
+    try:
+        async with asyncio.timeout(PROVIDER_TIMEOUT_S):
+            return await provider.unwrap(wrapped, context=context)
+    except TimeoutError:
+        raise _too_slow(provider) from None
+
+
+def _too_slow(provider: LocalProvider) -> UnavailableError:
+    return UnavailableError(f"The key provider {provider.name} does not answer in time.")
+
+
+def _context(keyring: str, version: str) -> str:
+    return f"{keyring}:{version}"
+
+
+def _kcv(key: bytes) -> str:
+    return kcv.aes(key).hex().upper()

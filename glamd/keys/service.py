@@ -1,0 +1,160 @@
+"""What can be done with keys by name: import a base derivation key, list, derive an initial key.
+
+Every operation on a key leaves its audit row before it is answered; who writes the row is handed
+in, since the audit belongs to `glamd.payments`, which stands above. Asking for components and the
+DUKPT of a transaction do not live here.
+"""
+
+import re
+from typing import Final, Protocol
+
+import structlog
+from prometheus_client import Counter
+
+from glamd.clock import Clock
+from glamd.crypto import dukpt
+from glamd.crypto.dukpt import TDES_DUKPT, Profile
+from glamd.db import Database
+from glamd.errors import ConflictError, FieldError, GlamError, NotFoundError
+from glamd.keys import ceremony, store
+from glamd.keys.keyrings import unwrap, wrap
+from glamd.keys.local import LocalProvider
+from glamd.keys.store import KeySet, KeyVersion, StoredKeySet
+
+COUNTER_WINDOW: Final = 1024
+"""How many counters behind the highest one may still come, when nothing else is said."""
+
+COUNTER_WINDOW_MIN: Final = 8
+COUNTER_WINDOW_MAX: Final = 65_536
+
+log = structlog.get_logger()
+
+_KEY_SET_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+
+_OPERATIONS = Counter("glamd_keys_operations_total", "Operations on keys.", ["action", "outcome"])
+
+
+class Record(Protocol):
+    """Writes an audit row; it returns when the row is committed and raises when it is not."""
+
+    async def __call__(self, *, action: str, subject: str, actor: str, outcome: str) -> None:
+        """`outcome` is "ok" or an error's code."""
+
+
+class Keys:
+    """Base derivation keys, by key-set id, and what is known of the data keys."""
+
+    def __init__(
+        self, *, database: Database, provider: LocalProvider, record: Record, clock: Clock
+    ) -> None:
+        self._database = database
+        self._provider = provider
+        self._record = record
+        self._clock = clock
+
+    async def import_bdk(
+        self,
+        *,
+        key_set: str,
+        profile: Profile,
+        bdk: bytes,
+        actor: str,
+        counter_window: int = COUNTER_WINDOW,
+    ) -> KeySet:
+        """Wrap a BDK (TDES 16 bytes; AES 16, 24 or 32) and keep it under a name of its own.
+
+        InputError naming the field (`key_set`, `bdk`, `counter_window`); ConflictError
+        KEY_SET_EXISTS, also when it is the same key; UnavailableError. Each attempt is recorded.
+        """
+        try:
+            _check(key_set, profile, bdk, counter_window)
+            wrapped = await wrap(self._provider, bdk, context=_context(key_set))
+            made = KeySet(
+                key_set=key_set,
+                profile=profile,
+                counter_window=counter_window,
+                kcv=ceremony.key_check_value(bdk, profile.scheme),
+                provider=self._provider.name,
+                status="active",
+                created_at=self._clock.now(),
+            )
+            await self._add(made, wrapped, actor)
+        except GlamError as refused:
+            await self._write_down("bdk.import", key_set, actor, refused.code)
+            raise
+        log.info("bdk_imported", key_set=key_set, kcv=made.kcv, actor=actor)
+        return made
+
+    async def _add(self, made: KeySet, wrapped: bytes, actor: str) -> None:
+        # The row is recorded before the key set is committed: should the process die in between,
+        # the audit names a key that is not there, and never the other way round.
+        async with self._database.transaction() as connection:
+            if not await store.add_key_set(connection, made, wrapped):
+                raise ConflictError(
+                    "There is a key set of this name already.",
+                    code="KEY_SET_EXISTS",
+                    fields=(FieldError("key_set", "it is taken"),),
+                )
+            await self._write_down("bdk.import", made.key_set, actor, "ok")
+
+    async def _write_down(self, action: str, subject: str, actor: str, outcome: str) -> None:
+        _OPERATIONS.labels(action, outcome).inc()
+        await self._record(action=action, subject=subject, actor=actor, outcome=outcome)
+
+    async def list_keys(self) -> tuple[KeyVersion, ...]:
+        """Every version of every keyring, destroyed ones too; keys stay wrapped."""
+        return await store.keys(self._database)
+
+    async def list_key_sets(self) -> tuple[KeySet, ...]:
+        """Every key set, by name."""
+        return await store.key_sets(self._database)
+
+    async def key_set(self, name: str) -> KeySet:
+        """One key set; NotFoundError KEY_SET_UNKNOWN."""
+        return (await self._stored(name)).key_set
+
+    async def initial_key(self, key_set: str, ksn: bytes) -> tuple[Profile, bytes]:
+        """The profile and the initial key of the device with this KSN (TDES 10 bytes, AES 12).
+
+        The BDK is in the clear for as long as this takes. NotFoundError KEY_SET_UNKNOWN; InputError
+        for a KSN of the wrong length; CryptoError when the BDK does not unwrap; UnavailableError
+        when the database or the provider is away.
+        """
+        stored = await self._stored(key_set)
+        profile = stored.key_set.profile
+        bdk = await unwrap(self._provider, stored.wrapped_bdk, context=_context(key_set))
+        return profile, dukpt.initial_key(profile.scheme, bdk, ksn)
+
+    async def _stored(self, name: str) -> StoredKeySet:
+        stored = (
+            await store.key_set(self._database, name) if _KEY_SET_NAME.fullmatch(name) else None
+        )
+        if stored is None:
+            raise NotFoundError("There is no such key set.", code="KEY_SET_UNKNOWN")
+        return stored
+
+
+def _check(key_set: str, profile: Profile, bdk: bytes, counter_window: int) -> None:
+    if not _KEY_SET_NAME.fullmatch(key_set):
+        raise ceremony.wrong("key_set", "it is 1 to 64 letters, digits, '_', '.' or '-'")
+    in_range = COUNTER_WINDOW_MIN <= counter_window <= COUNTER_WINDOW_MAX
+    if not in_range or counter_window % 8:
+        message = f"it is {COUNTER_WINDOW_MIN} to {COUNTER_WINDOW_MAX} and a multiple of 8"
+        raise ceremony.wrong("counter_window", message)
+    ceremony.check_length(bdk, profile.scheme, field="bdk")
+    if not any(bdk):
+        raise ceremony.wrong("bdk", "it is zero")
+    if profile.scheme == TDES_DUKPT:
+        _check_tdes(bdk)
+
+
+def _check_tdes(bdk: bytes) -> None:
+    normal = ceremony.odd_parity(bdk)
+    if normal[:8] == normal[8:]:
+        raise ceremony.wrong("bdk", "its halves are equal, which makes it a single DES key")
+    if normal != bdk:
+        raise ceremony.wrong("bdk", "a byte has even parity: mistyped, or no TDES key")
+
+
+def _context(key_set: str) -> str:
+    return f"bdk:{key_set}"

@@ -1,0 +1,156 @@
+"""Making and finding merchants.
+
+A merchant has a row in each schema, and there is no transaction over both: it is made in `glam`
+first, where it is unique, then in `cde`. Making the same one again makes what is missing, so that
+a crash in between is mended by repeating the command.
+"""
+
+import os
+import re
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from glamd.clock import Clock
+from glamd.db import Database
+from glamd.errors import ConflictError, FieldError, InputError, NotFoundError
+from glamd.merchants import store
+from glamd.merchants.store import Merchant
+
+PLATFORMS: Final = (
+    "shopify",
+    "woocommerce",
+    "bigcommerce",
+    "magento",
+    "squarespace",
+    "custom",
+)
+DOMAIN_LIMIT: Final = 253
+"""Characters of a host name (RFC 1035, 2.3.4, without the root's dot)."""
+
+SHOP_ID_LIMIT: Final = 255
+PAGE_LIMIT: Final = 200
+
+log = structlog.get_logger()
+
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})+", re.ASCII)
+
+
+class Merchants:
+    """The merchants of both schemas; `glam` and `cde` may be the same database."""
+
+    def __init__(self, *, glam: Database, cde: Database, clock: Clock) -> None:
+        self._glam = glam
+        self._cde = cde
+        self._clock = clock
+
+    async def create(
+        self, *, platform: str, shop_id: str, domain: str, merchant_id: UUID | None = None
+    ) -> Merchant:
+        """Make a merchant, or give back the same one where all of this is stored already.
+
+        Without an id a new one (UUIDv7) is made, unless the shop is there with this domain. The
+        domain is lower-cased. InputError names the fields that are wrong; ConflictError
+        MERCHANT_EXISTS those that another merchant has.
+        """
+        now = self._clock.now()
+        wanted = Merchant(
+            merchant_id=merchant_id or uuid7(now),
+            platform=platform,
+            shop_id=shop_id,
+            domain=_lower(domain),
+            created_at=now,
+        )
+        _check(wanted)
+        added = await store.add(self._glam, wanted)
+        merchant = _same(wanted, await store.alike(self._glam, wanted), any_id=merchant_id is None)
+        await store.add_to_cde(self._cde, merchant)
+        if added:
+            log.info("merchant_created", merchant_id=str(merchant.merchant_id))
+        return merchant
+
+    async def list(self, *, limit: int = 50, after: UUID | None = None) -> tuple[Merchant, ...]:
+        """The next merchants by id, which for our own ids is by age; `limit` 1 to 200."""
+        if not 1 <= limit <= PAGE_LIMIT:
+            raise InputError(
+                "The limit is out of range.",
+                fields=(FieldError("limit", f"it is 1 to {PAGE_LIMIT}"),),
+            )
+        return await store.page(self._glam, limit=limit, after=after)
+
+    async def show(self, merchant_id: UUID) -> Merchant:
+        """The merchant with this id; NotFoundError MERCHANT_NOT_FOUND."""
+        return _found(await store.by_id(self._glam, merchant_id))
+
+    async def by_domain(self, domain: str) -> Merchant:
+        """The merchant with this domain in any case; NotFoundError MERCHANT_NOT_FOUND."""
+        domain = _lower(domain)
+        return _found(await store.by_domain(self._glam, domain) if _is_domain(domain) else None)
+
+
+def uuid7(now: datetime) -> UUID:
+    """A UUIDv7 (RFC 9562, 5.7): 48 bits of milliseconds, 74 random ones."""
+    milliseconds = int(now.timestamp() * 1000)
+    value = milliseconds << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0x3 << 62) | 2 << 62
+    return UUID(int=value)
+
+
+def _check(wanted: Merchant) -> None:
+    wrong = []
+    if wanted.platform not in PLATFORMS:
+        wrong.append(FieldError("platform", f"it is one of {', '.join(PLATFORMS)}"))
+    if not 1 <= len(wanted.shop_id) <= SHOP_ID_LIMIT or not wanted.shop_id.isprintable():
+        wrong.append(FieldError("shop_id", f"it is 1 to {SHOP_ID_LIMIT} printable characters"))
+    if not _is_domain(wanted.domain):
+        wrong.append(FieldError("domain", "it is a host name with a dot, such as shop.example.com"))
+    if wrong:
+        names = ", ".join(error.field for error in wrong)
+        raise InputError(f"The merchant cannot be made: {names}.", fields=wrong)
+
+
+def _lower(domain: str) -> str:
+    # Beyond ASCII there are letters whose small form is an ASCII one, such as the Kelvin sign.
+    return domain.lower() if domain.isascii() else domain
+
+
+def _is_domain(domain: str) -> bool:
+    return len(domain) <= DOMAIN_LIMIT and _DOMAIN.fullmatch(domain) is not None
+
+
+def _same(wanted: Merchant, there: tuple[Merchant, ...], *, any_id: bool) -> Merchant:
+    """The stored merchant if it is what is wanted, or ConflictError with what differs."""
+    wrong: dict[str, str] = {}
+    for merchant in there:
+        if merchant.merchant_id == wanted.merchant_id:
+            wrong.update(
+                (name, "the merchant with this id has another")
+                for name in ("platform", "shop_id", "domain")
+                if getattr(merchant, name) != getattr(wanted, name)
+            )
+            continue
+        shop = (merchant.platform, merchant.shop_id) == (wanted.platform, wanted.shop_id)
+        domain = merchant.domain == wanted.domain
+        if any_id and shop and domain:
+            continue
+        if shop:
+            wrong["shop_id"] = "another merchant has this shop"
+        if domain:
+            wrong["domain"] = "another merchant has this domain"
+    if wrong:
+        raise ConflictError(
+            f"There is another merchant already: {', '.join(wrong)}.",
+            code="MERCHANT_EXISTS",
+            fields=[FieldError(name, message) for name, message in wrong.items()],
+        )
+    return _found(there[0] if there else None)
+
+
+def _found(merchant: Merchant | None) -> Merchant:
+    if merchant is None:
+        raise NotFoundError("There is no such merchant.", code="MERCHANT_NOT_FOUND")
+    return merchant

@@ -1,0 +1,227 @@
+"""The SQL of payment tokens: the group commit, the stored answers, the metadata.
+
+No rule is decided here: a statement either applies on the version it was given or it does not, and
+says so. The audit log has its SQL in `audit`, the devices theirs in `device_gateway.store`.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import orjson
+
+from glamd.db import Connection, Database, Row
+from glamd.payments.model import IDEMPOTENCY_TTL, PaymentToken, Spend
+
+# One statement is one transaction and one round trip. `moved` holds the spends that applied: their
+# counters stood at the version the decision was made on, and their id was not answered yet. As
+# every answer of a scope is stored together with a new version, an id that another gateway stored
+# after our snapshot shows as a version that moved. The input comes sorted by counter, so that two
+# gateways lock in the same order.
+_COMMIT_SPENDS: Final = """
+WITH input AS (
+    SELECT * FROM unnest(
+        $1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[], $5::text[], $6::text[], $7::bytea[],
+        $8::bytea[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::uuid[], $13::text[],
+        $14::text[], $15::text[], $16::text[], $17::smallint[], $18::smallint[], $19::bytea[],
+        $20::text[], $21::bytea[], $22::text[], $23::timestamptz[], $24::text[]
+    ) AS i (
+        counter_id, version, highest, seen, scope, key, content_hash,
+        answer, at, answer_expires_at, token, merchant_id, device_id,
+        brand, bin, last4, exp_month, exp_year, fingerprint,
+        entry_mode, card_ciphertext, key_version, expires_at, event
+    )
+), moved AS (
+    UPDATE cde.device_counters c
+    SET highest = i.highest, seen = i.seen, version = c.version + 1,
+        token_count = c.token_count + (i.token IS NOT NULL)::int
+    FROM input i
+    WHERE c.counter_id = i.counter_id AND c.version = i.version
+      AND NOT EXISTS (
+          SELECT FROM cde.token_idempotency_keys k
+          WHERE k.scope = i.scope AND k.key = i.key AND k.expires_at > i.at)
+    RETURNING i.*
+), answered AS (
+    INSERT INTO cde.token_idempotency_keys AS k (scope, key, content_hash, answer, expires_at)
+    SELECT scope, key, content_hash, answer, answer_expires_at FROM moved
+    ON CONFLICT (scope, key) DO UPDATE
+    SET content_hash = EXCLUDED.content_hash, answer = EXCLUDED.answer,
+        expires_at = EXCLUDED.expires_at
+), issued AS (
+    INSERT INTO cde.payment_tokens (
+        token, merchant_id, device_id, brand, bin, last4, exp_month, exp_year, fingerprint,
+        entry_mode, card_ciphertext, key_version, created_at, expires_at)
+    SELECT token, merchant_id, device_id, brand, bin, last4, exp_month, exp_year, fingerprint,
+           entry_mode, card_ciphertext, key_version, at, expires_at
+    FROM moved WHERE token IS NOT NULL
+), announced AS (
+    INSERT INTO cde.outbox (subject, merchant_id, correlation_id, data, created_at)
+    SELECT 'evt.payment.token.created.v1', merchant_id, key, event::jsonb, at
+    FROM moved WHERE token IS NOT NULL
+)
+SELECT counter_id FROM moved
+"""
+
+_STORED_ANSWER: Final = """
+SELECT content_hash, answer FROM cde.token_idempotency_keys
+WHERE scope = $1 AND key = $2 AND expires_at > $3
+"""
+
+_TOKEN_COLUMNS: Final = """
+    token, merchant_id, device_id, brand, bin, last4, exp_month, exp_year, fingerprint, entry_mode,
+    status, sensitive_ciphertext IS NOT NULL AS has_sensitive_data, created_at, expires_at
+"""
+_TOKEN: Final = f"SELECT {_TOKEN_COLUMNS} FROM cde.payment_tokens WHERE token = $1"  # noqa: S608 - our own constants
+_PAGE_AFTER: Final = f"""
+SELECT {_TOKEN_COLUMNS} FROM cde.payment_tokens
+WHERE merchant_id = $1 AND (created_at, token) < ($2, $3)
+ORDER BY created_at DESC, token DESC LIMIT $4
+"""  # noqa: S608 - our own constants
+_PAGE_AT: Final = f"""
+SELECT {_TOKEN_COLUMNS} FROM cde.payment_tokens
+WHERE merchant_id = $1
+ORDER BY created_at DESC, token DESC LIMIT $2 OFFSET $3
+"""  # noqa: S608 - our own constants
+_TOTAL: Final = """
+SELECT coalesce(sum(token_count), 0)::bigint FROM cde.device_counters WHERE merchant_id = $1
+"""
+_REVOKE: Final = f"""
+UPDATE cde.payment_tokens
+SET status = 'revoked', revoked_at = $2, card_ciphertext = NULL, sensitive_ciphertext = NULL
+WHERE token = $1 AND status = 'active'
+RETURNING {_TOKEN_COLUMNS}
+"""  # noqa: S608 - our own constants
+_SEALED: Final = """
+SELECT merchant_id, status, expires_at, card_ciphertext, key_version
+FROM cde.payment_tokens WHERE token = $1
+"""
+
+
+async def commit_spends(connection: Connection, spends: Sequence[Spend]) -> list[bool]:
+    """Apply the spends whose version still holds; True for each that was applied.
+
+    Of two spends of one counter in a batch only the first can hold, so the others are not sent.
+    """
+    firsts: dict[int, Spend] = {}
+    for spend in spends:
+        firsts.setdefault(spend.counter_id, spend)
+    rows = [_columns(firsts[counter_id]) for counter_id in sorted(firsts)]
+    moved = await connection.fetch(_COMMIT_SPENDS, *zip(*rows, strict=True))
+    applied = {row[0] for row in moved}
+    return [spend.counter_id in applied and firsts[spend.counter_id] is spend for spend in spends]
+
+
+def _columns(spend: Spend) -> tuple[object, ...]:
+    head = (
+        spend.counter_id,
+        spend.counter_version,
+        spend.window.highest,
+        spend.window.seen_bytes(),
+        spend.scope,
+        spend.request_id,
+        spend.content_hash,
+        spend.answer,
+        spend.at,
+        spend.at + IDEMPOTENCY_TTL,
+    )
+    issued = spend.issued
+    if issued is None:
+        return (*head, *(None,) * 14)
+    card = issued.card
+    event = orjson.dumps(
+        {
+            "merchant_id": str(issued.merchant_id),
+            "token": issued.token,
+            "device_id": issued.device_id,
+            "brand": card.brand,
+            "last4": card.last4,
+        }
+    ).decode()
+    return (
+        *head,
+        issued.token,
+        issued.merchant_id,
+        issued.device_id,
+        card.brand,
+        card.bin,
+        card.last4,
+        card.exp_month,
+        card.exp_year,
+        card.fingerprint,
+        issued.entry_mode,
+        card.ciphertext,
+        card.key_version,
+        issued.expires_at,
+        event,
+    )
+
+
+async def stored_answer(
+    database: Database, scope: str, request_id: str, now: datetime
+) -> tuple[bytes, bytes] | None:
+    """The content hash and the answer that this id has, or None."""
+    row = await database.fetchrow(_STORED_ANSWER, scope, request_id, now)
+    return None if row is None else (row["content_hash"], row["answer"])
+
+
+async def token(database: Database, name: str, now: datetime) -> PaymentToken | None:
+    """One token's metadata."""
+    row = await database.fetchrow(_TOKEN, name)
+    return None if row is None else _payment_token(row, now)
+
+
+async def tokens_after(
+    database: Database, merchant_id: UUID, *, after: tuple[datetime, str], limit: int, now: datetime
+) -> list[PaymentToken]:
+    """The merchant's tokens behind `after` (created_at, token), newest first."""
+    rows = await database.fetch(_PAGE_AFTER, merchant_id, *after, limit)
+    return [_payment_token(row, now) for row in rows]
+
+
+async def tokens_at(
+    database: Database, merchant_id: UUID, *, offset: int, limit: int, now: datetime
+) -> list[PaymentToken]:
+    """The merchant's tokens from `offset` on, newest first; costs as much as it skips."""
+    rows = await database.fetch(_PAGE_AT, merchant_id, limit, offset)
+    return [_payment_token(row, now) for row in rows]
+
+
+async def total(database: Database, merchant_id: UUID) -> int:
+    """How many tokens the merchant's devices were given, from their counters."""
+    value: int = await database.fetchval(_TOTAL, merchant_id)
+    return value
+
+
+async def revoke(connection: Connection, name: str, now: datetime) -> PaymentToken | None:
+    """Shred the token's ciphertext; None where it was not active."""
+    row = await connection.fetchrow(_REVOKE, name, now)
+    return None if row is None else _payment_token(row, now)
+
+
+async def sealed(
+    database: Database, name: str
+) -> tuple[UUID, str, datetime, bytes | None, str] | None:
+    """A token's merchant, status, end, ciphertext and key version, or None."""
+    row = await database.fetchrow(_SEALED, name)
+    return None if row is None else tuple(row)
+
+
+def _payment_token(row: Row, now: datetime) -> PaymentToken:
+    expired = row["status"] == "active" and row["expires_at"] <= now
+    return PaymentToken(
+        token=row["token"],
+        merchant_id=row["merchant_id"],
+        device_id=row["device_id"],
+        brand=row["brand"],
+        bin=row["bin"],
+        last4=row["last4"],
+        exp_month=row["exp_month"],
+        exp_year=row["exp_year"],
+        fingerprint=row["fingerprint"].hex(),
+        entry_mode=row["entry_mode"],
+        status="expired" if expired else row["status"],
+        has_sensitive_data=row["has_sensitive_data"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+    )

@@ -1,0 +1,238 @@
+"""glamctl as a process of its own: at a terminal, in a pipe, and straight at the database."""
+
+import asyncio
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from glamd.keys.ceremony import key_check_value
+from tests.support.admin_world import AdminWorld, make_device
+
+GLAMCTL = Path(sys.executable).with_name("glamctl")
+LONG_S = 20.0
+
+
+async def run(
+    *args: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end, without a terminal."""
+    return await asyncio.to_thread(
+        subprocess.run,
+        [str(GLAMCTL), *args],
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        cwd=cwd,
+        env={"PATH": os.environ["PATH"], **(env or {})},
+    )
+
+
+def at_terminal(args: list[str], conversation: list[tuple[str, str]]) -> tuple[int, str]:
+    """Run it at a pseudo-terminal, answering each question as it comes; all that was shown.
+
+    Blocks; it ends after LONG_S whatever happens.
+    """
+    pid, end = pty.fork()
+    if pid == 0:
+        os.execv(str(GLAMCTL), [str(GLAMCTL), *args])
+    shown = ""
+    deadline = time.monotonic() + LONG_S
+    answers = list(conversation)
+    seen = 0
+    try:
+        while time.monotonic() < deadline:
+            if not select.select([end], [], [], 0.1)[0]:
+                continue
+            try:
+                chunk = os.read(end, 65536)
+            except OSError:
+                break
+            if not chunk:
+                break
+            shown += chunk.decode()
+            if answers and answers[0][0] in shown[seen:]:
+                seen = len(shown)
+                os.write(end, answers.pop(0)[1].encode() + b"\n")
+        else:
+            os.kill(pid, 9)
+    finally:
+        os.close(end)
+        _, status = os.waitpid(pid, 0)
+    assert not answers, f"never asked {answers[0][0]!r}: {shown}"
+    return os.waitstatus_to_exitcode(status), shown
+
+
+class TestTerminal:
+    """Questions."""
+
+    @pytest.mark.parametrize(("answer", "status"), [("y", "revoked"), ("n", "active")])
+    async def test_a_revocation_asks_first(
+        self, running: AdminWorld, answer: str, status: str
+    ) -> None:
+        running.registry.devices["dev_1"] = make_device("dev_1")
+        args = ["--socket", str(running.path), "device", "revoke", "dev_1"]
+        code, _ = await asyncio.to_thread(at_terminal, args, [("Revoke dev_1 for good?", answer)])
+        assert code == (0 if answer == "y" else 1)
+        assert running.registry.devices["dev_1"].status == status
+
+    async def test_a_component_is_typed_unseen_and_asked_again_when_it_cannot_be_one(
+        self, running: AdminWorld
+    ) -> None:
+        keys = [bytes.fromhex("0123456789ABCDEFFEDCBA9876543210"), bytes(range(16))]
+        kcvs = [key_check_value(key, "aes-dukpt") for key in keys]
+        args = ["--socket", str(running.path), "keys", "import-bdk", "ks1"]
+        args += ["--scheme", "aes-dukpt", "--components"]
+        code, shown = await asyncio.to_thread(
+            at_terminal,
+            args,
+            [
+                ("How many components", "2"),
+                ("Component 1 of 2", "not hex"),
+                ("Component 1 of 2", keys[0].hex()),
+                ("Check value of component 1", kcvs[0]),
+                ("Component 2 of 2", keys[1].hex()),
+                ("Check value of component 2", kcvs[1]),
+            ],
+        )
+        assert code == 0
+        assert running.keys.bdks["ks1"] == bytes(a ^ b for a, b in zip(*keys, strict=True))
+        assert keys[0].hex() not in shown
+        assert keys[1].hex() not in shown
+        assert "not hex" not in shown
+        assert "08D7B4" in shown
+
+    async def test_a_table_at_a_narrow_terminal_still_has_whole_ids(
+        self, running: AdminWorld
+    ) -> None:
+        running.registry.devices["dev_1"] = make_device("dev_1")
+        args = ["--socket", str(running.path), "device", "list"]
+        code, shown = await asyncio.to_thread(at_terminal, args, [])
+        assert code == 0
+        assert "…" not in shown
+
+
+class TestProcess:
+    """Its environment, its start, its end."""
+
+    async def test_the_socket_is_the_variables_then_the_working_directorys(
+        self, running: AdminWorld
+    ) -> None:
+        found = await run("version", "--json", env={"GLAMD_ADMIN_SOCKET": str(running.path)})
+        assert json.loads(found.stdout)["glamd"] == "9.9.9"
+        home = running.path.parent
+        (home / ".glamd" / "dev").mkdir(parents=True)
+        (home / ".glamd" / "dev" / "admin.sock").symlink_to(running.path)
+        found = await run("version", "--json", cwd=home)
+        assert json.loads(found.stdout)["glamd"] == "9.9.9"
+
+    async def test_without_either_it_is_the_systems(self, tmp_path: Path) -> None:
+        found = await run("status", cwd=tmp_path)
+        assert found.returncode == 1
+        assert "/run/glamd/admin.sock" in found.stderr
+
+    async def test_a_reader_that_has_seen_enough_is_no_trouble(self, running: AdminWorld) -> None:
+        for n in range(200):
+            running.registry.devices[f"dev_{n}"] = make_device(f"dev_{n}")
+        command = f"{GLAMCTL} --socket {running.path} device list --limit 200 --json | head -c 1"
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        async with asyncio.timeout(LONG_S):
+            out, err = await process.communicate()
+        assert (out, err) == (b"[", b"")
+
+    async def test_it_starts_without_the_daemons_libraries(self) -> None:
+        script = (
+            "import sys, glamd.admin.cli;"
+            "heavy = {'aiohttp', 'pydantic', 'sqlalchemy', 'asyncpg', 'cryptography', 'rich',"
+            " 'structlog', 'uvloop'};"
+            "print(sorted(heavy & set(sys.modules)))"
+        )
+        found = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=LONG_S,
+            check=True,
+        )
+        assert found.stdout == "[]\n"
+
+    async def test_the_shell_completes_commands(self, running: AdminWorld) -> None:
+        env = {
+            "_GLAMCTL_COMPLETE": "bash_complete",
+            "COMP_WORDS": "glamctl device re",
+            "COMP_CWORD": "2",
+        }
+        found = await run(env=env)
+        assert found.stdout.split() == ["plain,resume", "plain,revoke"]
+
+
+class TestDatabase:
+    """`glamctl db`, with a real PostgreSQL and no daemon."""
+
+    async def test_a_fresh_database_is_brought_up_and_emptied(
+        self, empty_database_url: str
+    ) -> None:
+        env = {"DATABASE_URL": empty_database_url}
+        before = await state(env, "current")
+        assert (before["current"], before["state"]) == (None, "older")
+        assert before["mend"] == "glamctl db upgrade"
+        upgraded = await state(env, "upgrade")
+        assert upgraded["state"] == "same"
+        assert upgraded["current"] == upgraded["expected"]
+        assert (await state(env, "reset", "--yes"))["state"] == "same"
+        assert (await state(env, "downgrade", "base", "--yes"))["current"] is None
+
+    async def test_the_configuration_names_the_database(
+        self, tmp_path: Path, database_url: str
+    ) -> None:
+        config = tmp_path / "glamd.toml"
+        config.write_text(f'[database]\nurl = "{database_url}"\n')
+        found = await run("db", "--config", str(config), "current", "--json")
+        assert json.loads(found.stdout)["state"] == "same"
+        assert found.stderr == ""
+
+    async def test_the_database_of_glamd_dev_is_found(
+        self, tmp_path: Path, database_url: str
+    ) -> None:
+        described = tmp_path / ".glamd" / "dev" / "dev.json"
+        described.parent.mkdir(parents=True)
+        described.write_text(json.dumps({"database": {"url": database_url}}))
+        found = await run("db", "current", "--json", cwd=tmp_path)
+        assert json.loads(found.stdout)["state"] == "same"
+
+    async def test_a_database_that_is_not_there_is_one_line_without_its_password(
+        self, tmp_path: Path
+    ) -> None:
+        env = {"DATABASE_URL": "postgresql://nobody:secret@127.0.0.1:1/none"}
+        found = await run("db", "current", env=env, cwd=tmp_path)
+        assert found.returncode == 1
+        assert found.stderr.startswith("UNAVAILABLE: ")
+        assert found.stderr.count("\n") == 1
+        assert "secret" not in found.stderr
+
+    async def test_a_revision_that_does_not_exist_is_one_line(self, database_url: str) -> None:
+        env = {"DATABASE_URL": database_url}
+        found = await run("db", "upgrade", "9999", env=env)
+        assert found.returncode == 1
+        assert found.stderr.count("\n") == 1
+        assert "9999" in found.stderr
+
+
+async def state(env: dict[str, str], *args: str) -> dict[str, object]:
+    """What a `db` command says afterwards."""
+    found = await run("db", *args, "--json", env=env)
+    assert found.returncode == 0, found.stderr
+    answer: dict[str, object] = json.loads(found.stdout)
+    return answer

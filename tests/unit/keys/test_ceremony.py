@@ -1,0 +1,117 @@
+"""Components: what is refused before a key comes of them, and that the right ones make it."""
+
+import functools
+import operator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glamd.crypto import dukpt
+from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT
+from glamd.errors import InputError
+from glamd.keys import ceremony
+
+TDES_BDK = bytes.fromhex("0123456789ABCDEFFEDCBA9876543210")
+FIRST = bytes.fromhex("1C587F1CD8F5E3B92A4D6E0851AB91C7")
+
+
+def xor(*parts: bytes) -> bytes:
+    return bytes(functools.reduce(operator.xor, column) for column in zip(*parts, strict=True))
+
+
+def component(key: bytes, scheme: str) -> tuple[bytes, str]:
+    return key, ceremony.key_check_value(key, scheme)
+
+
+def fields(error: InputError) -> list[str]:
+    return [one.field for one in error.fields]
+
+
+def refused(components: list[tuple[bytes, str]], scheme: str = TDES_DUKPT) -> list[str]:
+    with pytest.raises(InputError) as raised:
+        ceremony.combine(components, scheme)
+    for key, _ in components:
+        assert key.hex().lower() not in str(raised.value).lower() or not key
+    return fields(raised.value)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_two_or_three_components_make_a_key_and_no_other_number(count: int) -> None:
+    assert refused([component(FIRST, TDES_DUKPT)] * count) == ["components"]
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_mistyped_check_value_is_named_by_its_component(position: int) -> None:
+    components = [component(bytes([n]) * 16, TDES_DUKPT) for n in (2, 4, 7)]
+    components[position] = (components[position][0], "000000")
+    assert refused(components) == [f"components.{position}.kcv"]
+
+
+@pytest.mark.parametrize(
+    "typed", ["", "ABC", "08D7B4FF", "zzzzzz", "\ud800", "\uff10\uff18D7B4", "08D7B"]
+)
+def test_a_check_value_of_another_form_does_not_fit(typed: str) -> None:
+    components = [component(FIRST, TDES_DUKPT), (TDES_BDK, typed)]
+    assert refused(components) == ["components.1.kcv"]
+
+
+def test_a_check_value_may_be_typed_in_small_letters_with_blanks() -> None:
+    key, check = component(FIRST, TDES_DUKPT)
+    ceremony.combine([(key, f" {check.lower()}\n"), component(TDES_BDK, TDES_DUKPT)], TDES_DUKPT)
+
+
+def test_components_of_different_lengths_are_refused() -> None:
+    components = [component(bytes([n]) * n, AES_DUKPT) for n in (16, 24)]
+    assert refused(components, AES_DUKPT) == ["components.1"]
+
+
+@pytest.mark.parametrize(("scheme", "length"), [(TDES_DUKPT, 8), (TDES_DUKPT, 24), (AES_DUKPT, 15)])
+def test_a_length_that_the_scheme_does_not_have_is_refused(scheme: str, length: int) -> None:
+    assert refused([(b"\x01" * length, ""), (b"\x02" * length, "")], scheme) == ["components.0"]
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    assert refused([(FIRST, ""), (TDES_BDK, "")], "rot13") == ["scheme"]
+
+
+def test_a_zero_component_is_refused_since_the_others_would_be_the_key() -> None:
+    components = [component(FIRST, TDES_DUKPT), component(bytes(16), TDES_DUKPT)]
+    assert refused(components) == ["components.1"]
+
+
+def test_the_same_component_twice_is_refused() -> None:
+    assert refused([component(FIRST, TDES_DUKPT)] * 2) == ["components"]
+
+
+def test_two_components_of_a_published_key_give_its_published_initial_key() -> None:
+    second = xor(TDES_BDK, FIRST)
+    parts = [component(FIRST, TDES_DUKPT), component(second, TDES_DUKPT)]
+    made = ceremony.combine(parts, TDES_DUKPT)
+    assert made == TDES_BDK
+    assert ceremony.key_check_value(made, TDES_DUKPT) == "08D7B4"
+    ik = dukpt.initial_key(TDES_DUKPT, made, bytes.fromhex("FFFF9876543210E00000"))
+    assert ik.hex().upper() == "6AC292FAA1315B4D858AB3A3D7D5933A"
+
+
+AES_KEYS = st.sampled_from([16, 24, 32]).flatmap(
+    lambda length: st.lists(st.binary(min_size=length, max_size=length), min_size=2, max_size=3)
+)
+
+
+@given(parts=AES_KEYS.filter(lambda parts: all(map(any, parts)) and any(xor(*parts))))
+def test_an_aes_key_is_the_xor_of_its_components_in_any_order(parts: list[bytes]) -> None:
+    components = [component(part, AES_DUKPT) for part in parts]
+    assert ceremony.combine(components, AES_DUKPT) == xor(*parts)
+    assert ceremony.combine(components[::-1], AES_DUKPT) == xor(*parts)
+
+
+@given(key=st.binary(min_size=16, max_size=16))
+def test_odd_parity_changes_lowest_bits_only_and_no_derived_key(key: bytes) -> None:
+    normal = ceremony.odd_parity(key)
+    assert all(byte.bit_count() % 2 == 1 for byte in normal)
+    assert all((one ^ other) <= 1 for one, other in zip(key, normal, strict=True))
+    assert ceremony.odd_parity(normal) == normal
+    assert ceremony.key_check_value(key, TDES_DUKPT) == ceremony.key_check_value(normal, TDES_DUKPT)
+    ksn = bytes.fromhex("FFFF9876543210E00000")
+    assert dukpt.initial_key(TDES_DUKPT, key, ksn) == dukpt.initial_key(TDES_DUKPT, normal, ksn)

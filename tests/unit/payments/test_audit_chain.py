@@ -1,0 +1,357 @@
+"""The audit chain without a database: what a walk must find, and what it must not call broken."""
+
+import hashlib
+import hmac
+import itertools
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glamd.payments import audit_chain
+from glamd.payments.audit_chain import AuditEntry, AuditRow, Break, Head
+
+KEY = bytes(range(32))
+OCTOBER, NOVEMBER, DECEMBER = date(2025, 10, 1), date(2025, 11, 1), date(2025, 12, 1)
+AT = datetime(2025, 10, 7, 12, tzinfo=UTC)
+
+
+def entry(subject: str = "ptk_1") -> AuditEntry:
+    return AuditEntry(
+        action="decrypt",
+        actor="settler",
+        certificate_sha256="ab" * 32,
+        ip="192.0.2.7",
+        subject=subject,
+        fields=("pan", "expiry"),
+        purpose="settlement",
+        outcome="ok",
+        correlation_id="c-1",
+    )
+
+
+@dataclass
+class Month:
+    """One month as the database holds it, to be tampered with."""
+
+    month: date
+    rows: list[AuditRow]
+    head_seq: int
+    head_mac: bytes
+    has_head: bool = True
+
+    def resign(self, mac: bytes) -> None:
+        self.head_mac = mac
+
+
+@dataclass
+class Stored:
+    """A whole chain, written as the daemon writes it, without a database."""
+
+    months: list[Month] = field(default_factory=list)
+    end: Head | None = None
+
+    def write(self, month: date, count: int) -> None:
+        head = self.end
+        if head is None or head.month != month:
+            if head is not None:
+                closed = audit_chain.closed_head_mac(KEY, head, successor=month)
+                self.months[-1].resign(closed)
+            head = Head(month, 0, head.row_mac if head else audit_chain.GENESIS)
+            self.months.append(Month(month, [], 0, b""))
+        entries = [(AT + timedelta(seconds=n), entry(f"ptk_{n}")) for n in range(count)]
+        rows, self.end = audit_chain.extend(KEY, head=head, entries=entries)
+        last = self.months[-1]
+        last.rows += rows
+        last.head_seq = self.end.seq
+        last.head_mac = audit_chain.open_head_mac(KEY, self.end)
+
+
+def breaks(months: Sequence[Month]) -> Iterator[Break | None]:
+    walk = audit_chain.Walk(KEY)
+    for month, following in itertools.pairwise([*months, None]):
+        assert month is not None
+        yield walk.begin_month(month.month, has_head=month.has_head)
+        for row in month.rows:
+            if row.seq <= month.head_seq:
+                yield walk.row(row)
+        yield walk.end_month(
+            head_seq=month.head_seq,
+            head_mac=month.head_mac,
+            last_seq=month.rows[-1].seq if month.rows else 0,
+            successor=following.month if following else None,
+        )
+
+
+def first_break(stored: Stored) -> Break | None:
+    return next((found for found in breaks(stored.months) if found), None)
+
+
+@pytest.fixture
+def stored() -> Stored:
+    made = Stored()
+    made.write(OCTOBER, 5)
+    made.write(NOVEMBER, 3)
+    made.write(NOVEMBER, 2)
+    made.write(DECEMBER, 4)
+    return made
+
+
+def test_a_chain_that_nobody_touched_verifies(stored: Stored) -> None:
+    assert first_break(stored) is None
+
+
+def test_no_rows_at_all_are_a_whole_chain() -> None:
+    assert first_break(Stored()) is None
+
+
+def test_a_month_without_any_event_between_two_others_is_no_break() -> None:
+    stored = Stored()
+    stored.write(OCTOBER, 2)
+    stored.write(date(2026, 3, 1), 2)
+    assert first_break(stored) is None
+
+
+CHANGED_ENTRIES = [
+    replace(entry(), action="x"),
+    replace(entry(), actor="x"),
+    replace(entry(), certificate_sha256="x"),
+    replace(entry(), ip="x"),
+    replace(entry(), subject="x"),
+    replace(entry(), purpose="x"),
+    replace(entry(), outcome="x"),
+    replace(entry(), correlation_id="x"),
+    replace(entry(), fields=()),
+    replace(entry(), fields=("expiry", "pan")),
+    replace(entry(), fields=("panexpiry",)),
+]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: replace(row, at_us=row.at_us + 1),
+        lambda row: replace(row, mac=bytes([row.mac[0] ^ 1]) + row.mac[1:]),
+        lambda row: replace(row, mac=b""),
+        *(partial(lambda changed, row: replace(row, entry=changed), e) for e in CHANGED_ENTRIES),
+    ],
+)
+def test_a_change_of_any_column_is_found_at_its_row(
+    stored: Stored, change: Callable[[AuditRow], AuditRow]
+) -> None:
+    november = stored.months[1]
+    november.rows[2] = change(november.rows[2])
+    found = first_break(stored)
+    assert found is not None
+    assert (found.month, found.seq, found.reason) == (NOVEMBER, 3, "changed")
+
+
+def test_a_row_that_is_gone_is_missed(stored: Stored) -> None:
+    del stored.months[1].rows[2]
+    found = first_break(stored)
+    assert found is not None
+    assert (found.month, found.seq, found.reason) == (NOVEMBER, 3, "missing")
+
+
+def test_a_row_that_is_gone_is_found_when_the_others_moved_up(stored: Stored) -> None:
+    november = stored.months[1]
+    del november.rows[2]
+    november.rows = [replace(row, seq=n) for n, row in enumerate(november.rows, start=1)]
+    found = first_break(stored)
+    assert found is not None
+    assert (found.seq, found.reason) == (3, "changed")
+
+
+def test_two_rows_that_changed_places_are_found_at_the_first(stored: Stored) -> None:
+    rows = stored.months[1].rows
+    rows[1], rows[3] = replace(rows[3], seq=2), replace(rows[1], seq=4)
+    found = first_break(stored)
+    assert found is not None
+    assert (found.seq, found.reason) == (2, "changed")
+
+
+def test_a_row_put_into_the_middle_is_found(stored: Stored) -> None:
+    rows = stored.months[1].rows
+    later = [replace(row, seq=row.seq + 1) for row in rows[2:]]
+    stored.months[1].rows = [*rows[:2], replace(rows[0], seq=3), *later]
+    stored.months[1].head_seq += 1
+    found = first_break(stored)
+    assert found is not None
+    assert (found.seq, found.reason) == (3, "changed")
+
+
+def test_a_row_beyond_the_head_is_found(stored: Stored) -> None:
+    rows = stored.months[2].rows
+    rows.append(replace(rows[0], seq=5))
+    found = first_break(stored)
+    assert found is not None
+    assert (found.month, found.seq, found.reason) == (DECEMBER, 5, "inserted")
+
+
+def test_a_tail_cut_under_its_head_is_found(stored: Stored) -> None:
+    del stored.months[2].rows[2:]
+    found = first_break(stored)
+    assert found is not None
+    assert (found.month, found.seq, found.reason) == (DECEMBER, 3, "tail-cut")
+
+
+def test_a_tail_cut_with_the_head_set_back_to_the_last_row_left_is_found(stored: Stored) -> None:
+    december = stored.months[2]
+    del december.rows[2:]
+    december.head_seq, december.head_mac = 2, december.rows[-1].mac
+    found = first_break(stored)
+    assert found is not None
+    assert (found.month, found.seq, found.reason) == (DECEMBER, 2, "head-changed")
+
+
+def test_a_whole_month_cut_out_of_the_middle_is_found(stored: Stored) -> None:
+    del stored.months[1]
+    found = first_break(stored)
+    assert found is not None
+    assert (found.month, found.reason) == (NOVEMBER, "month-chain")
+
+
+def test_the_newest_month_cut_off_with_its_head_is_found(stored: Stored) -> None:
+    del stored.months[2]
+    found = first_break(stored)
+    assert found is not None
+    assert (found.month, found.reason) == (DECEMBER, "month-chain")
+
+
+def test_the_first_months_cut_off_are_found(stored: Stored) -> None:
+    del stored.months[0]
+    found = first_break(stored)
+    assert found is not None
+    assert (found.month, found.seq, found.reason) == (NOVEMBER, 1, "changed")
+    assert "months before are gone" in found.detail
+
+
+def test_a_head_that_is_gone_is_missed(stored: Stored) -> None:
+    stored.months[1].has_head = False
+    found = first_break(stored)
+    assert found is not None
+    assert (found.month, found.reason) == (NOVEMBER, "head-missing")
+
+
+def test_rows_written_after_damage_never_verify(stored: Stored) -> None:
+    december = stored.months[2]
+    del december.rows[2:]
+    assert stored.end is not None
+    resumed = audit_chain.resumed_mac(KEY, month=DECEMBER, seq=3)
+    rows, end = audit_chain.extend(KEY, head=Head(DECEMBER, 2, resumed), entries=[(AT, entry())])
+    december.rows += rows
+    december.head_seq, december.head_mac = 3, audit_chain.open_head_mac(KEY, end)
+    found = first_break(stored)
+    assert found is not None
+    assert (found.month, found.seq, found.reason) == (DECEMBER, 3, "after-damage")
+
+
+def test_another_key_verifies_nothing(stored: Stored) -> None:
+    walk = audit_chain.Walk(bytes(32))
+    walk.begin_month(OCTOBER, has_head=True)
+    assert walk.row(stored.months[0].rows[0]) is not None
+
+
+def test_months_are_counted_in_utc() -> None:
+    last_second = datetime.fromisoformat("2025-12-01T00:30:00+01:00")
+    assert audit_chain.month_of(last_second) == NOVEMBER
+    assert audit_chain.next_month(DECEMBER) == date(2026, 1, 1)
+    assert audit_chain.next_month(date(2026, 1, 31)) == date(2026, 2, 1)
+
+
+def test_a_text_that_the_database_cannot_hold_is_made_storable_not_refused() -> None:
+    hostile = replace(
+        entry(), purpose="a\0b\ud800c", correlation_id="ü" * 10_000, fields=("x",) * 1000
+    )
+    stored = audit_chain.storable(hostile)
+    assert stored.purpose == "a�b�c"
+    assert stored.correlation_id == "ü" * audit_chain.TEXT_LIMIT
+    assert len(stored.fields) == audit_chain.FIELDS_LIMIT
+    assert audit_chain.storable(stored) == stored
+
+
+def test_a_mac_is_what_the_documentation_says() -> None:
+    """Seven years of rows hang on this encoding: computed here by other means, as docs/audit.md."""
+
+    def parts(*texts: bytes) -> bytes:
+        lengths_first = b"".join(struct.pack(">I", len(text)) + text for text in texts)
+        return struct.pack(">I", len(texts)) + lengths_first
+
+    def mac(encoded: bytes) -> bytes:
+        return hmac.new(KEY, encoded, hashlib.sha256).digest()
+
+    previous = bytes(range(100, 132))
+    row = mac(
+        parts(
+            b"glamd audit row 1",
+            previous,
+            b"2025-10-01",
+            struct.pack(">Q", 7),
+            struct.pack(">q", 1_759_838_400_000_123),
+            b"decrypt",
+            b"settler",
+            b"ab" * 32,
+            b"192.0.2.7",
+            b"ptk_1",
+            b"settlement",
+            b"ok",
+            b"c-1",
+            b"pan",
+            b"expiry",
+        )
+    )
+    at_us = audit_chain.at_us_of(AT + timedelta(microseconds=123))
+    assert row == audit_chain.row_mac(
+        KEY, month=OCTOBER, seq=7, at_us=at_us, entry=entry(), previous=previous
+    )
+    head = Head(OCTOBER, 7, row)
+    where = (b"2025-10-01", struct.pack(">Q", 7), row)
+    assert mac(parts(b"glamd audit head 1", *where)) == audit_chain.open_head_mac(KEY, head)
+    closed = mac(parts(b"glamd audit closed head 1", *where, b"2025-12-01"))
+    assert closed == audit_chain.closed_head_mac(KEY, head, successor=DECEMBER)
+    resumed = mac(parts(b"glamd audit resumed 1", *where[:2]))
+    assert resumed == audit_chain.resumed_mac(KEY, month=OCTOBER, seq=7)
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+ENTRIES = st.builds(
+    AuditEntry,
+    action=TEXTS,
+    actor=TEXTS,
+    certificate_sha256=TEXTS,
+    ip=TEXTS,
+    subject=TEXTS,
+    fields=st.lists(TEXTS, max_size=3).map(tuple),
+    purpose=TEXTS,
+    outcome=TEXTS,
+    correlation_id=TEXTS,
+)
+
+
+@given(one=ENTRIES, other=ENTRIES)
+def test_no_two_different_entries_share_a_mac(one: AuditEntry, other: AuditEntry) -> None:
+    def mac(made: AuditEntry) -> bytes:
+        return audit_chain.row_mac(
+            KEY, month=OCTOBER, seq=1, at_us=0, entry=made, previous=audit_chain.GENESIS
+        )
+
+    assert (mac(one) == mac(other)) == (one == other)
+
+
+def test_text_moved_between_neighbouring_columns_changes_the_mac() -> None:
+    def mac(made: AuditEntry) -> bytes:
+        return audit_chain.row_mac(
+            KEY, month=OCTOBER, seq=1, at_us=0, entry=made, previous=audit_chain.GENESIS
+        )
+
+    assert mac(replace(entry(), action="ab", actor="c")) != mac(
+        replace(entry(), action="a", actor="bc")
+    )
+    assert mac(replace(entry(), fields=("a", "b"))) != mac(replace(entry(), fields=("ab",)))
+    last_text = replace(entry(), correlation_id="x", fields=())
+    assert mac(last_text) != mac(replace(entry(), correlation_id="", fields=("x",)))

@@ -1,6 +1,6 @@
 """What the gateway knows of a device: the registry's view and the session's view. Pure data."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
@@ -48,10 +48,6 @@ class SessionRecord:
     counter_version: int
     window: CounterWindow
     token_ttl: timedelta | None
-
-    def after(self, window: CounterWindow) -> "SessionRecord":
-        """The record once a spend was committed: the new window, and the next version."""
-        return replace(self, window=window, counter_version=self.counter_version + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from glamd.crypto import dukpt
 from glamd.db import Database
 from glamd.errors import GlamError, InputError, InternalError, RateLimitedError, TransientError
 from glamd.payments import cipher
+from glamd.payments.counter import CounterWindow
 from glamd.payments.model import IDEMPOTENCY_TTL, IssuedToken, SealedCard, Spend
 from glamd.payments.vault import Vault, new_token
 
@@ -39,6 +40,7 @@ FENCED_LIMIT: Final = 3
 
 log = structlog.get_logger()
 _ANSWERS = Counter("glamd_gateway_answers_total", "Answers to devices, by type and code.", ["code"])
+_OK: Final = _ANSWERS.labels("ok")
 
 _STATE_REFUSALS: Final = {
     "suspended": ("DEVICE_SUSPENDED", "the device is suspended"),
@@ -79,6 +81,8 @@ class DeviceSession(Actor[Uplink, bytes | None]):
         self._device_id = device_id
         self._parts = parts
         self._record: SessionRecord | None = None
+        self._window = CounterWindow(8)
+        self._version = 0
         self._stale = True
         self._recent: OrderedDict[str, tuple[bytes, bytes, float]] = OrderedDict()
         self._allowance = parts.rate_burst
@@ -103,7 +107,7 @@ class DeviceSession(Actor[Uplink, bytes | None]):
             if isinstance(error, wire.WireError):
                 request_id = error.request_id
             return refusal(request_id, error)
-        _ANSWERS.labels("ok").inc()
+        _OK.inc()
         return answer
 
     async def _status(self, payload: bytes) -> None:
@@ -127,6 +131,9 @@ class DeviceSession(Actor[Uplink, bytes | None]):
     async def _fresh_record(self) -> SessionRecord:
         if self._stale or self._record is None:
             self._record = await store.session_record(self._parts.database, self._device_id)
+            if self._record is not None:
+                self._window = self._record.window
+                self._version = self._record.counter_version
             self._stale = False
         if self._record is None:
             self._stale = True
@@ -146,7 +153,7 @@ class DeviceSession(Actor[Uplink, bytes | None]):
             if isinstance(spend, bytes):
                 return spend
             if await self._commit(spend):
-                return self._applied(request, record, spend)
+                return self._applied(request, spend)
             stored = await self._stored(request)
             if stored is not None:
                 return stored
@@ -189,8 +196,6 @@ class DeviceSession(Actor[Uplink, bytes | None]):
         now = parts.clock.now()
         issued = IssuedToken(
             token=token,
-            merchant_id=record.merchant_id,
-            device_id=self._device_id,
             entry_mode=request.entry_mode,
             card=sealed,
             expires_at=now + (record.token_ttl or parts.default_ttl),
@@ -220,7 +225,7 @@ class DeviceSession(Actor[Uplink, bytes | None]):
         counter = dukpt.counter_of(scheme, request.ksn)
         if not dukpt.valid_counter(scheme, counter):
             raise InputError("a device never uses this transaction counter", code="KSN_INVALID")
-        code = record.window.refusal(counter)
+        code = self._window.refusal(counter)
         if code is not None:
             raise InputError(_KSN_MESSAGES[code], code=code)
         return counter
@@ -237,9 +242,9 @@ class DeviceSession(Actor[Uplink, bytes | None]):
     ) -> Spend:
         return Spend(
             counter_id=record.counter_id,
-            counter_version=record.counter_version,
-            window=record.window.spend(counter),
-            scope=self._device_id,
+            counter_version=self._version,
+            window=self._window.spend(counter),
+            device_id=self._device_id,
             request_id=request.id,
             content_hash=request.content_hash,
             answer=answer,
@@ -252,8 +257,9 @@ class DeviceSession(Actor[Uplink, bytes | None]):
         self._stale = True
         return await self._parts.vault.journal.submit(spend)
 
-    def _applied(self, request: wire.Tokenize, record: SessionRecord, spend: Spend) -> bytes:
-        self._record = record.after(spend.window)
+    def _applied(self, request: wire.Tokenize, spend: Spend) -> bytes:
+        self._window = spend.window
+        self._version += 1
         self._stale = False
         ends_s = self._parts.clock.monotonic_s() + IDEMPOTENCY_TTL.total_seconds()
         # What orjson returns holds on to a buffer many times its length; a copy does not.

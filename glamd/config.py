@@ -204,10 +204,15 @@ class Worker(Section):
 
 
 class Mqtt(Section):
-    """The endpoint of terminals; `rate_limit_per_s` is for each device."""
+    """The endpoint of terminals; `rate_limit_per_s` is for each device.
+
+    `public_host` is what `device.json` tells a terminal to connect to; not set, it is `host`, or
+    this machine's name where that is every interface.
+    """
 
     host: Host = EVERY_INTERFACE
     port: Port = 8883
+    public_host: Host | None = None
     tls_cert: Path
     tls_key: Path
     client_ca: Path

@@ -21,8 +21,8 @@ KeyPath = tuple[str, ...]
 
 PREFIX = "GLAMD_"
 NESTED = "__"
-NOT_SETTINGS = frozenset({"GLAMD_STATE_DIR"})
-"""Names of ours in the environment that `glamd dev` reads, and that a daemon passes over."""
+NOT_SETTINGS = frozenset({"GLAMD_STATE_DIR", "GLAMD_ADMIN_SOCKET"})
+"""Names of ours that `glamd dev` and `glamctl` read, and that a daemon passes over."""
 MAX_CONFIG_BYTES = 1024 * 1024
 MAX_SECRET_BYTES = 64 * 1024
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"

@@ -10,7 +10,7 @@ from pydantic import Field
 from glamd.admin.query import wrong
 from glamd.admin.services import Keys
 from glamd.crypto.dukpt import Profile
-from glamd.errors import CryptoError, FieldError, ForbiddenError, InputError
+from glamd.errors import CryptoError, FieldError, ForbiddenError, GlamError, InputError
 from glamd.http.bodies import Body
 from glamd.http.call import Answer, Call
 from glamd.http.routes import OPERATOR, Route
@@ -74,7 +74,14 @@ class KeyRoutes:
     async def _import(self, call: Call) -> Answer:
         body = await call.json(KeySetBody)
         profile = _profile(body)
-        bdk = self._bdk(body)
+        try:
+            bdk = self._bdk(body)
+        except GlamError as refused:
+            # A ceremony that went wrong is an operation on a key as well, and so an audit row.
+            await self._keys.refused_import(
+                key_set=body.key_set, actor=call.operator.name, code=refused.code
+            )
+            raise
         window = {} if body.counter_window is None else {"counter_window": body.counter_window}
         try:
             made = await self._keys.import_bdk(

@@ -86,6 +86,9 @@ class Keys(Protocol):
     ) -> KeySet:
         """Keep a BDK; raises `InputError`, `ConflictError`."""
 
+    async def refused_import(self, *, key_set: str, actor: str, code: str) -> None:
+        """Record an import that was refused before it came to a key."""
+
     async def list_keys(self) -> tuple[KeyVersion, ...]:
         """Every version of every keyring."""
 

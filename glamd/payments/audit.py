@@ -43,11 +43,15 @@ RECORD_TIMEOUT_S: Final = 10.0
 _ADVISORY_LOCK: Final = "SELECT pg_advisory_xact_lock(7262617564697401)"
 """Taken by whoever makes a partition or reads the head in order to go on from it."""
 
-_LATEST_HEAD: Final = """
-SELECT month, seq, mac FROM cde.audit_heads ORDER BY month DESC LIMIT 1 FOR UPDATE
+_LOCK_HEAD: Final = """
+SELECT seq FROM cde.audit_heads ORDER BY month DESC LIMIT 1 FOR UPDATE
 """
-_LAST_ROW: Final = """
-SELECT seq, mac FROM cde.decrypt_audit_log WHERE month = $1 ORDER BY seq DESC LIMIT 1
+_END: Final = """
+SELECT h.month, h.seq, h.mac, coalesce(l.seq, 0) AS last_seq, l.mac AS last_mac
+FROM (SELECT month, seq, mac FROM cde.audit_heads ORDER BY month DESC LIMIT 1) h
+LEFT JOIN LATERAL (
+    SELECT seq, mac FROM cde.decrypt_audit_log WHERE month = h.month ORDER BY seq DESC LIMIT 1
+) l ON true
 """
 _ADD_HEAD: Final = """
 INSERT INTO cde.audit_heads (month, seq, mac, updated_at) VALUES ($1, $2, $3, $4)
@@ -149,11 +153,12 @@ class Audit:
         )
 
     async def start(self) -> None:
-        """Make the partitions of this month and the next two, then take entries.
+        """Make the partitions of this month and the next two, log the head, then take entries.
 
         UnavailableError when the database is away.
         """
         await self.ensure_partitions()
+        await self._log_stored_head()
         await self._journal.start()
         self._tending = asyncio.create_task(self._tend(), name="audit:tend")
 
@@ -163,7 +168,7 @@ class Audit:
             self._tending.cancel()
             await asyncio.gather(self._tending, return_exceptions=True)
         await self._journal.stop(timeout_s)
-        self.log_head()
+        self._log_head()
 
     def append(self, entry: AuditEntry) -> asyncio.Future[None]:
         """Add a row, stamped with the time of now; done when it is committed.
@@ -194,16 +199,10 @@ class Audit:
         except TimeoutError:
             raise UnavailableError("The audit row was not written in time.") from None
 
-    def log_head(self) -> None:
-        """Log where the chain ends, as far as this node has written it."""
-        head = self._last
-        if head is not None:
-            log.info("audit_head", month=str(head.month), seq=head.seq, mac=head.row_mac.hex())
-
     async def ensure_partitions(self) -> None:
         """Make the partitions of this month and the next two where they are missing."""
         month = audit_chain.month_of(self._clock.now())
-        if month in self._partitions and self._months_from(month) <= self._partitions:
+        if self._months_from(month) <= self._partitions:
             return
         async with self._database.connection() as connection:
             await self._ensure(connection, month)
@@ -211,11 +210,28 @@ class Audit:
     async def _tend(self) -> None:
         while True:
             await asyncio.sleep(HEAD_EVERY_S)
-            self.log_head()
             try:
+                await self._log_stored_head()
                 await self.ensure_partitions()
             except GlamError as error:
-                log.warning("audit_partitions_not_made", code=error.code)
+                log.warning("audit_not_tended", code=error.code)
+
+    async def _log_stored_head(self) -> None:
+        """Log where the chain ends, whichever node wrote it; without a lock, in one snapshot."""
+        stored = await self._database.fetchrow(_END)
+        if stored is None:
+            return
+        head = self._verified(stored)
+        if head is None:
+            self._report_damage(stored)
+            return
+        self._last = head
+        self._log_head()
+
+    def _log_head(self) -> None:
+        head = self._last
+        if head is not None:
+            log.info("audit_head", month=str(head.month), seq=head.seq, mac=head.row_mac.hex())
 
     def _months_from(self, month: date) -> frozenset[date]:
         months = [month]
@@ -303,16 +319,16 @@ class Audit:
 
     async def _locked_head(self, connection: Connection, month: date) -> Head:
         """The head to go on from, locked and signed in the table as it is returned."""
-        stored = await connection.fetchrow(_LATEST_HEAD)
+        await connection.execute(_LOCK_HEAD)
+        # A statement of its own: the one that waited still sees the rows as they were before.
+        stored = await connection.fetchrow(_END)
         if stored is None:
             return await self._open_month(connection, month, audit_chain.GENESIS)
-        # A statement of its own: one with the lock would see the rows as they were before waiting.
-        last = await connection.fetchrow(_LAST_ROW, stored["month"])
-        head = self._verified(stored, last)
+        head = self._verified(stored)
         if head is not None and head.month >= month:
             return head
         if head is None:
-            head = self._resumed(stored, last)
+            head = self._resumed(stored)
         if head.month >= month:
             await self._sign(connection, head, audit_chain.open_head_mac(self._key, head))
             return head
@@ -320,20 +336,24 @@ class Audit:
         await self._sign(connection, head, closed)
         return await self._open_month(connection, month, head.row_mac)
 
-    def _verified(self, stored: Row, last: Row | None) -> Head | None:
-        if last is None or last["seq"] != stored["seq"]:
+    def _verified(self, stored: Row) -> Head | None:
+        """The stored head, if it is open and fits the last row there is."""
+        if stored["last_seq"] != stored["seq"] or stored["last_mac"] is None:
             return None
-        head = Head(stored["month"], stored["seq"], last["mac"])
+        head = Head(stored["month"], stored["seq"], stored["last_mac"])
         mac = audit_chain.open_head_mac(self._key, head)
         return head if hmac.compare_digest(mac, stored["mac"]) else None
 
-    def _resumed(self, stored: Row, last: Row | None) -> Head:
+    def _resumed(self, stored: Row) -> Head:
         """Go on behind everything that is there, in a way that no later walk takes for whole."""
-        seq = max(stored["seq"], last["seq"] if last else 0)
-        _DAMAGED.inc()
-        log.error("audit_head_damaged", month=str(stored["month"]), seq=stored["seq"])
+        self._report_damage(stored)
+        seq = max(stored["seq"], stored["last_seq"])
         mac = audit_chain.resumed_mac(self._key, month=stored["month"], seq=seq + 1)
         return Head(stored["month"], seq, mac)
+
+    def _report_damage(self, stored: Row) -> None:
+        _DAMAGED.inc()
+        log.error("audit_head_damaged", month=str(stored["month"]), seq=stored["seq"])
 
     async def _sign(self, connection: Connection, head: Head, mac: bytes) -> None:
         await connection.execute(_SIGN_HEAD, head.month, head.seq, mac, self._clock.now())

@@ -66,6 +66,7 @@ class CardCipher(Actor[OpenCard, SealedCard]):
         self._fingerprint_key = fingerprint_key
         self._dukpt: Dukpt | None = None
         self._profile = Profile(scheme="tdes-dukpt")
+        self._sealed = _SEALED.labels(self._profile.scheme)
 
     async def receive(self, message: OpenCard) -> SealedCard:
         """Open one card and seal it under the active data key."""
@@ -76,7 +77,7 @@ class CardCipher(Actor[OpenCard, SealedCard]):
         except InputError as error:
             _REFUSED.labels(error.code).inc()
             raise
-        _SEALED.labels(self._profile.scheme).inc()
+        self._sealed.inc()
         return sealed
 
     async def on_passivate(self) -> None:
@@ -89,6 +90,7 @@ class CardCipher(Actor[OpenCard, SealedCard]):
         self._profile, key = await self._initial_key(message.key_set, message.initial_ksn)
         key_id = initial_key_id(self._profile.scheme, message.initial_ksn)
         self._dukpt = Dukpt(self._profile, key, key_id)
+        self._sealed = _SEALED.labels(self._profile.scheme)
         return self._dukpt
 
     def _verify(self, dukpt: Dukpt, message: OpenCard) -> None:

@@ -102,8 +102,6 @@ class IssuedToken:
     """A token about to be stored; `expires_at` is aware."""
 
     token: str
-    merchant_id: UUID
-    device_id: str
     entry_mode: EntryMode
     card: SealedCard
     expires_at: datetime
@@ -111,12 +109,15 @@ class IssuedToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spend:
-    """One request's whole effect. `counter_version` is the version the decision was made on."""
+    """One request's whole effect. `counter_version` is the version the decision was made on.
+
+    Whose token it is follows from the counters, so it is not said again.
+    """
 
     counter_id: int
     counter_version: int
     window: CounterWindow
-    scope: str
+    device_id: str
     request_id: str
     content_hash: bytes
     answer: bytes

@@ -9,8 +9,6 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-import orjson
-
 from glamd.db import Connection, Database, Row
 from glamd.payments.model import IDEMPOTENCY_TTL, PaymentToken, Spend
 
@@ -23,14 +21,14 @@ _COMMIT_SPENDS: Final = """
 WITH input AS (
     SELECT * FROM unnest(
         $1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[], $5::text[], $6::text[], $7::bytea[],
-        $8::bytea[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::uuid[], $13::text[],
-        $14::text[], $15::text[], $16::text[], $17::smallint[], $18::smallint[], $19::bytea[],
-        $20::text[], $21::bytea[], $22::text[], $23::timestamptz[], $24::text[]
+        $8::bytea[], $9::timestamptz[], $10::text[], $11::text[], $12::text[], $13::text[],
+        $14::smallint[], $15::smallint[], $16::bytea[], $17::text[], $18::bytea[], $19::text[],
+        $20::timestamptz[]
     ) AS i (
-        counter_id, version, highest, seen, scope, key, content_hash,
-        answer, at, answer_expires_at, token, merchant_id, device_id,
-        brand, bin, last4, exp_month, exp_year, fingerprint,
-        entry_mode, card_ciphertext, key_version, expires_at, event
+        counter_id, version, highest, seen, device_id, key, content_hash,
+        answer, at, token, brand, bin, last4,
+        exp_month, exp_year, fingerprint, entry_mode, card_ciphertext, key_version,
+        expires_at
     )
 ), moved AS (
     UPDATE cde.device_counters c
@@ -40,11 +38,11 @@ WITH input AS (
     WHERE c.counter_id = i.counter_id AND c.version = i.version
       AND NOT EXISTS (
           SELECT FROM cde.token_idempotency_keys k
-          WHERE k.scope = i.scope AND k.key = i.key AND k.expires_at > i.at)
-    RETURNING i.*
+          WHERE k.scope = i.device_id AND k.key = i.key AND k.expires_at > i.at)
+    RETURNING c.merchant_id, i.*
 ), answered AS (
     INSERT INTO cde.token_idempotency_keys AS k (scope, key, content_hash, answer, expires_at)
-    SELECT scope, key, content_hash, answer, answer_expires_at FROM moved
+    SELECT device_id, key, content_hash, answer, at + $21::interval FROM moved
     ON CONFLICT (scope, key) DO UPDATE
     SET content_hash = EXCLUDED.content_hash, answer = EXCLUDED.answer,
         expires_at = EXCLUDED.expires_at
@@ -57,11 +55,15 @@ WITH input AS (
     FROM moved WHERE token IS NOT NULL
 ), announced AS (
     INSERT INTO cde.outbox (subject, merchant_id, correlation_id, data, created_at)
-    SELECT 'evt.payment.token.created.v1', merchant_id, key, event::jsonb, at
+    SELECT 'evt.payment.token.created.v1', merchant_id, key,
+           jsonb_build_object('merchant_id', merchant_id, 'token', token, 'device_id', device_id,
+                              'brand', brand, 'last4', last4), at
     FROM moved WHERE token IS NOT NULL
 )
 SELECT counter_id FROM moved
 """
+
+_NO_TOKEN: Final = (None,) * 11
 
 _STORED_ANSWER: Final = """
 SELECT content_hash, answer FROM cde.token_idempotency_keys
@@ -107,7 +109,7 @@ async def commit_spends(connection: Connection, spends: Sequence[Spend]) -> list
     for spend in spends:
         firsts.setdefault(spend.counter_id, spend)
     rows = [_columns(firsts[counter_id]) for counter_id in sorted(firsts)]
-    moved = await connection.fetch(_COMMIT_SPENDS, *zip(*rows, strict=True))
+    moved = await connection.fetch(_COMMIT_SPENDS, *zip(*rows, strict=True), IDEMPOTENCY_TTL)
     applied = {row[0] for row in moved}
     return [spend.counter_id in applied and firsts[spend.counter_id] is spend for spend in spends]
 
@@ -118,31 +120,19 @@ def _columns(spend: Spend) -> tuple[object, ...]:
         spend.counter_version,
         spend.window.highest,
         spend.window.seen_bytes(),
-        spend.scope,
+        spend.device_id,
         spend.request_id,
         spend.content_hash,
         spend.answer,
         spend.at,
-        spend.at + IDEMPOTENCY_TTL,
     )
     issued = spend.issued
     if issued is None:
-        return (*head, *(None,) * 14)
+        return head + _NO_TOKEN
     card = issued.card
-    event = orjson.dumps(
-        {
-            "merchant_id": str(issued.merchant_id),
-            "token": issued.token,
-            "device_id": issued.device_id,
-            "brand": card.brand,
-            "last4": card.last4,
-        }
-    ).decode()
     return (
         *head,
         issued.token,
-        issued.merchant_id,
-        issued.device_id,
         card.brand,
         card.bin,
         card.last4,
@@ -153,7 +143,6 @@ def _columns(spend: Spend) -> tuple[object, ...]:
         card.ciphertext,
         card.key_version,
         issued.expires_at,
-        event,
     )
 
 

@@ -556,6 +556,20 @@ async def test_a_stopped_audit_refuses_and_has_logged_its_head(
         await writer.append(entry("too late"))
 
 
+async def test_a_start_logs_the_head_that_it_finds_or_that_it_is_damaged(
+    database: Database, by_hand: asyncpg.Connection, keyring: Keyring[MacKey], clock: SettableClock
+) -> None:
+    async with running(database, keyring, clock) as writer:
+        await write(writer, 3)
+    with capture_logs() as logs:
+        async with running(database, keyring, clock):
+            assert [(line["event"], line["seq"]) for line in logs] == [("audit_head", 3)]
+    await by_hand.execute(f"DELETE FROM {LOG} WHERE seq = 3")
+    with capture_logs() as logs:
+        async with running(database, keyring, clock):
+            assert [(line["event"], line["seq"]) for line in logs] == [("audit_head_damaged", 3)]
+
+
 async def test_the_head_is_logged_and_partitions_are_made_again_and_again(
     database: Database,
     keyring: Keyring[MacKey],

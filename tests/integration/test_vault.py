@@ -52,21 +52,19 @@ async def counters(database: Database, merchant_id: UUID, name: bytes) -> int:
     return value
 
 
-def spend(counter_id: int, merchant_id: UUID, *, counter: int = 1, version: int = 0) -> Spend:
+def spend(counter_id: int, *, counter: int = 1, version: int = 0) -> Spend:
     """A spend that issues a token."""
     return Spend(
         counter_id=counter_id,
         counter_version=version,
         window=CounterWindow(WINDOW_BITS).spend(counter),
-        scope=f"dev_{counter_id}",
+        device_id=f"dev_{counter_id}",
         request_id=f"r{counter}",
         content_hash=bytes(32),
         answer=b'{"answer":%d}' % counter,
         at=NOW,
         issued=IssuedToken(
             token=new_token(),
-            merchant_id=merchant_id,
-            device_id=f"dev_{counter_id}",
             entry_mode="chip",
             expires_at=NOW + timedelta(hours=24),
             card=SealedCard(
@@ -92,8 +90,8 @@ async def test_a_spend_on_a_version_that_has_moved_leaves_nothing(
     database: Database, vault: Vault, merchant_id: UUID
 ) -> None:
     counter_id = await counters(database, merchant_id, b"a")
-    assert await vault.journal.submit(spend(counter_id, merchant_id))
-    assert not await vault.journal.submit(spend(counter_id, merchant_id, counter=2))
+    assert await vault.journal.submit(spend(counter_id))
+    assert not await vault.journal.submit(spend(counter_id, counter=2))
     assert await count(database, "payment_tokens") == 1
     assert await count(database, "token_idempotency_keys") == 1
     assert await count(database, "outbox") == 1
@@ -103,11 +101,11 @@ async def test_an_id_that_was_answered_is_not_answered_again_even_on_the_right_v
     database: Database, vault: Vault, merchant_id: UUID
 ) -> None:
     counter_id = await counters(database, merchant_id, b"a")
-    first = spend(counter_id, merchant_id)
+    first = spend(counter_id)
     assert await vault.journal.submit(first)
-    again = replace(spend(counter_id, merchant_id, counter=2, version=1), request_id="r1")
+    again = replace(spend(counter_id, counter=2, version=1), request_id="r1")
     assert not await vault.journal.submit(again)
-    stored = await vault.answer_of(first.scope, "r1", now=NOW)
+    stored = await vault.answer_of(first.device_id, "r1", now=NOW)
     assert stored is not None
     assert stored.answer == first.answer
     row = await database.fetchrow("SELECT highest, version, token_count FROM cde.device_counters")
@@ -119,10 +117,10 @@ async def test_an_id_is_free_again_when_its_day_is_over(
     database: Database, vault: Vault, merchant_id: UUID
 ) -> None:
     counter_id = await counters(database, merchant_id, b"a")
-    assert await vault.journal.submit(spend(counter_id, merchant_id))
+    assert await vault.journal.submit(spend(counter_id))
     later = NOW + IDEMPOTENCY_TTL + timedelta(seconds=1)
     assert await vault.answer_of(f"dev_{counter_id}", "r1", now=later) is None
-    again = spend(counter_id, merchant_id, counter=2, version=1)
+    again = spend(counter_id, counter=2, version=1)
     assert await vault.journal.submit(replace(again, request_id="r1", at=later))
     stored = await vault.answer_of(f"dev_{counter_id}", "r1", now=later)
     assert stored is not None
@@ -134,7 +132,7 @@ async def test_two_spends_of_one_counter_in_one_batch_have_one_effect(
 ) -> None:
     counter_id = await counters(database, merchant_id, b"a")
     outcomes = await asyncio.gather(
-        *(vault.journal.submit(spend(counter_id, merchant_id, counter=n)) for n in range(1, 40))
+        *(vault.journal.submit(spend(counter_id, counter=n)) for n in range(1, 40))
     )
     assert sum(outcomes) == 1
     assert await count(database, "payment_tokens") == 1
@@ -144,7 +142,7 @@ async def test_one_bad_spend_does_not_fail_its_neighbours(
     database: Database, vault: Vault, merchant_id: UUID
 ) -> None:
     ids = [await counters(database, merchant_id, bytes([n])) for n in range(30)]
-    spends = [spend(counter_id, merchant_id) for counter_id in ids]
+    spends = [spend(counter_id) for counter_id in ids]
     issued = spends[7].issued
     assert issued is not None
     # The database refuses a month that is none; nothing above it lets one through.
@@ -162,7 +160,7 @@ async def test_many_devices_share_their_commits_and_each_gets_its_own_effect(
     database: Database, vault: Vault, merchant_id: UUID
 ) -> None:
     ids = [await counters(database, merchant_id, n.to_bytes(2, "big")) for n in range(300)]
-    assert all(await asyncio.gather(*(vault.journal.submit(spend(i, merchant_id)) for i in ids)))
+    assert all(await asyncio.gather(*(vault.journal.submit(spend(i)) for i in ids)))
     rows = await database.fetch("SELECT device_id, count(*) FROM cde.payment_tokens GROUP BY 1")
     assert {row[0]: row[1] for row in rows} == {f"dev_{i}": 1 for i in ids}
 
@@ -174,8 +172,8 @@ async def test_two_writers_of_one_device_never_both_spend_a_version(
     await other.journal.start()
     counter_id = await counters(database, merchant_id, b"a")
     for version in range(20):
-        mine = spend(counter_id, merchant_id, counter=2 * version + 1, version=version)
-        theirs = spend(counter_id, merchant_id, counter=2 * version + 2, version=version)
+        mine = spend(counter_id, counter=2 * version + 1, version=version)
+        theirs = spend(counter_id, counter=2 * version + 2, version=version)
         won = await asyncio.gather(vault.journal.submit(mine), other.journal.submit(theirs))
         assert sorted(won) == [False, True]
     await other.journal.stop(timeout_s=5.0)
@@ -188,11 +186,11 @@ async def test_a_closed_journal_refuses_and_what_was_submitted_before_is_committ
     vault = Vault(database, connections=1, batch_limit=1)
     await vault.journal.start()
     ids = [await counters(database, merchant_id, bytes([n])) for n in range(20)]
-    waiting = [vault.journal.submit(spend(i, merchant_id)) for i in ids]
+    waiting = [vault.journal.submit(spend(i)) for i in ids]
     await vault.journal.stop(timeout_s=5.0)
     assert all(await asyncio.gather(*waiting))
     with pytest.raises(UnavailableError):
-        await vault.journal.submit(spend(ids[0], merchant_id))
+        await vault.journal.submit(spend(ids[0]))
 
 
 def test_tokens_have_130_random_bits_and_nothing_else() -> None:

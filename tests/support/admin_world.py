@@ -168,6 +168,7 @@ class FakeKeys:
     """Key sets in a dictionary; the keys themselves too, for the tests to look at."""
 
     def __init__(self) -> None:
+        self.refused: list[tuple[str, str, str]] = []
         self.key_sets: dict[str, KeySet] = {}
         self.bdks: dict[str, bytes] = {}
         self.actors: list[str] = []
@@ -195,6 +196,9 @@ class FakeKeys:
         self.bdks[key_set] = bdk
         self.actors.append(actor)
         return made
+
+    async def refused_import(self, *, key_set: str, actor: str, code: str) -> None:
+        self.refused.append((key_set, actor, code))
 
     async def list_keys(self) -> tuple[KeyVersion, ...]:
         """One version, whose wrapped key must not be shown."""

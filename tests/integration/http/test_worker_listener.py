@@ -311,7 +311,7 @@ class TestBodies:
     async def test_what_is_not_strictly_json_is_malformed(self, wire: Wire, raw: bytes) -> None:
         reply = await post(wire, raw)
         assert code(reply) == (400, "MALFORMED_JSON")
-        assert b"4111" not in reply.body
+        assert b"41111111" not in reply.body
 
     @pytest.mark.parametrize(
         ("body", "fields"),
@@ -349,7 +349,7 @@ class TestBodies:
         reply = await post(wire, body)
         assert code(reply) == (422, "VALIDATION_ERROR")
         assert [error["field"] for error in reply.json["errors"]] == fields
-        assert b"4111" not in reply.body
+        assert b"41111111" not in reply.body
         assert not world.detokenizer.looks
 
     async def test_a_thousand_wrong_fields_are_not_all_named(self, wire: Wire) -> None:

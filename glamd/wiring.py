@@ -1,0 +1,97 @@
+"""From settings to what each part wants: limits, TLS contexts, the devices' authority, grants.
+
+Translation only. What is built from it, and in which order, stands in `glamd.app`.
+"""
+
+import socket
+import ssl
+from datetime import timedelta
+from pathlib import Path
+
+from cryptography import x509 as cx509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from device_gateway.mqtt.endpoint import EndpointLimits
+from device_gateway.registry import DeviceAuthority
+from glamd import config
+from glamd.crypto import x509
+from glamd.errors import ConfigError
+from glamd.http import tls
+from glamd.payments.model import Grant
+
+
+def public_host(mqtt: config.Mqtt) -> str:
+    """What a terminal is told to connect to."""
+    if mqtt.public_host is not None:
+        return mqtt.public_host
+    everywhere = mqtt.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+    return socket.getfqdn() if everywhere else mqtt.host
+
+
+def endpoint_limits(mqtt: config.Mqtt) -> EndpointLimits:
+    """The endpoint's limits, where a setting names them."""
+    return EndpointLimits(
+        max_connections=mqtt.max_connections,
+        max_opening=mqtt.max_unauthenticated,
+        handshake_timeout_s=mqtt.handshake_timeout_s,
+        connect_timeout_s=mqtt.connect_timeout_s,
+        max_packet_bytes=mqtt.max_packet_bytes,
+        receive_maximum=mqtt.receive_maximum,
+        session_expiry_max_s=mqtt.session_expiry_max_s,
+        downlink_queue_messages=mqtt.downlink_queue_limit,
+        max_sessions=max(mqtt.max_connections, EndpointLimits().max_sessions),
+    )
+
+
+def mqtt_tls(mqtt: config.Mqtt) -> ssl.SSLContext:
+    """A context for terminals; ConfigError."""
+    return tls.worker_tls(certificate=mqtt.tls_cert, key=mqtt.tls_key, worker_ca=mqtt.client_ca)
+
+
+def api_tls(http: config.Http) -> ssl.SSLContext | None:
+    """A context for the api listener, None for plain HTTP on loopback; ConfigError."""
+    if http.tls_cert is None or http.tls_key is None:
+        return None
+    return tls.api_tls(certificate=http.tls_cert, key=http.tls_key)
+
+
+def worker_tls(worker: config.Worker) -> ssl.SSLContext:
+    """A context for workers; ConfigError."""
+    assert worker.tls_cert is not None
+    assert worker.tls_key is not None
+    assert worker.client_ca is not None
+    return tls.worker_tls(
+        certificate=worker.tls_cert, key=worker.tls_key, worker_ca=worker.client_ca
+    )
+
+
+def authority(devices: config.Devices) -> DeviceAuthority:
+    """The devices' authority with its key; ConfigError."""
+    try:
+        return DeviceAuthority(
+            certificate=cx509.load_pem_x509_certificate(devices.ca_cert.read_bytes()),
+            key=_signing_key(devices.ca_key),
+            server_ca_pem=devices.server_ca.read_text(),
+            validity=timedelta(days=devices.certificate_days),
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError("The devices' CA certificate and key cannot be read.") from error
+
+
+def _signing_key(path: Path) -> x509.SigningKey:
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    if isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey):
+        return key
+    raise ConfigError(f"The key in {path} is of a kind that cannot sign certificates.")
+
+
+def grant(grant: config.WorkerGrant) -> Grant:
+    """A worker's grant in the words of the payment part."""
+    return Grant(
+        worker=grant.name,
+        purposes=frozenset(grant.purposes),
+        fields=frozenset(grant.fields),
+        merchants=frozenset(grant.merchants),
+        rate_per_s=grant.rate_per_s,
+    )

@@ -523,7 +523,7 @@ def test_the_installed_file_is_valid_with_every_key_uncommented(toml: Path) -> N
 
 
 def test_the_installed_file_shows_the_defaults() -> None:
-    examples = {"node_id"} | {
+    examples = {"node_id", "mqtt.public_host"} | {
         name
         for name in keys(Settings)
         if name.endswith(("url", "_cert", "_key", "_ca", "kek_file", "group", "secrets"))

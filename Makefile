@@ -62,8 +62,8 @@ $(STAMP):
 	fi
 	@[ -d $(VENV) ] || $(MAKE) --no-print-directory environment
 	@rm -f $(VENV)/installed-*
-	@echo '==> installing the packages of requirements.lock'
-	@$(PIP) install --require-hashes --no-deps --progress-bar off --requirement requirements.lock
+	@echo '==> installing the packages of requirements.lock (about half a minute)'
+	@$(PIP) install --quiet --require-hashes --no-deps --requirement requirements.lock
 	@echo '==> installing glamd itself, from this directory'
 	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@

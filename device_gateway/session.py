@@ -42,6 +42,15 @@ log = structlog.get_logger()
 _ANSWERS = Counter("glamd_gateway_answers_total", "Answers to devices, by type and code.", ["code"])
 _OK: Final = _ANSWERS.labels("ok")
 
+_FINAL_CODES: Final = frozenset(
+    {
+        *("MALFORMED", "UNSUPPORTED", "DEVICE_UNKNOWN", "DEVICE_SUSPENDED", "DEVICE_REVOKED"),
+        *("KEY_SET_UNKNOWN", "KSN_MISMATCH", "KSN_INVALID", "KSN_REPLAYED", "KSN_TOO_OLD"),
+        *("MAC_INVALID", "DECRYPT_FAILED", "REQUEST_ID_REUSED"),
+    }
+)
+"""The errors of spec 2 that stay the same however often the request is sent."""
+
 _STATE_REFUSALS: Final = {
     "suspended": ("DEVICE_SUSPENDED", "the device is suspended"),
     "revoked": ("DEVICE_REVOKED", "the device is revoked"),
@@ -297,10 +306,14 @@ def refusal(request_id: str | None, error: GlamError) -> bytes:
         code, message = "INTERNAL", "something went wrong here; send it again"
     elif isinstance(error, TransientError):
         code, message = "UNAVAILABLE", "not now; send it again"
-    else:
+    elif error.code in _FINAL_CODES:
         code, message = error.code, error.message
+    else:
+        # Such as a key that does not unwrap: nothing that a device did, or could mend.
+        log.error("request_failed", code=error.code, reason=error.message)
+        code, message = "INTERNAL", "something went wrong here; send it again"
     _ANSWERS.labels(code).inc()
-    return wire.encode_error(request_id, code, message, error.retryable)
+    return wire.encode_error(request_id, code, message, code not in _FINAL_CODES)
 
 
 def spec(parts: SessionParts) -> ActorSpec[Uplink, bytes | None]:

@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar, get_args
 
@@ -29,7 +30,7 @@ from device_gateway.terminal_device import Counters, Device, load_device
 from device_gateway.terminal_load import Load, LoadPlan, LoadReport
 from device_gateway.terminal_record import Record
 from device_gateway.terminal_show import progress_line, report_json, show_report, show_token
-from device_gateway.terminal_site import Site, load_devices, read_site
+from device_gateway.terminal_site import devices_in, load_devices, read_site, swipe_folder
 from glamd.clock import SystemClock
 from glamd.errors import ConfigError, GlamError
 from glamd.payments.model import Format
@@ -109,10 +110,15 @@ def swipe(
 ) -> None:
     """Tap the card PAN (blanks allowed) and show its token. Bad cards are sent as they are."""
     card = DemoCard(pan=_pan(pan), expiry=_expiry(exp))
-    chosen = load_device(device) if device else _first_device(read_site(state_dir))
-    answer, ms = _run(
-        _swipe(chosen, card, form, version=_VERSIONS[mqtt], mac=mac, timeout_s=timeout_s)
-    )
+    tap = partial(_swipe, card, form, version=_VERSIONS[mqtt], mac=mac, timeout_s=timeout_s)
+    if device:
+        chosen = load_device(device)
+        answer, ms = _run(tap(chosen))
+    else:
+        site = read_site(state_dir)
+        with swipe_folder(site) as folder:
+            [chosen] = _run(devices_in(site, [folder]))
+            answer, ms = _run(tap(chosen))
     if as_json:
         line = {**answer.fields, "device_id": chosen.device_id, "ms": round(ms, 3)}
         click.echo(orjson.dumps(line))
@@ -177,7 +183,7 @@ def load(
 
 
 async def _swipe(
-    device: Device, card: DemoCard, form: Format, *, version: Version, mac: bool, timeout_s: float
+    card: DemoCard, form: Format, device: Device, *, version: Version, mac: bool, timeout_s: float
 ) -> tuple[Answer, float]:
     """The answer, and the milliseconds from tap to answer on a connection that stands."""
     clock = SystemClock()
@@ -254,12 +260,6 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             raise error from None
-
-
-def _first_device(site: Site) -> Device:
-    if not site.devices:
-        raise ConfigError("dev.json lists no device; name one with --device")
-    return site.devices[0]
 
 
 def _pan(parts: tuple[str, ...]) -> str:

@@ -1,11 +1,16 @@
-"""Where `glamd dev` runs, from its `dev.json`, and devices enrolled there for a load.
+"""Where `glamd dev` runs, from its `dev.json`, and devices enrolled there for a load or a swipe.
 
 It asks the daemon for devices through its admin socket, as glamctl does, and keeps them in
-`<state-dir>/load/`. It is a tool's half: nothing here runs inside the daemon.
+`<state-dir>/load/` and `<state-dir>/swipe/`. The devices that `glamd dev` itself made are never
+used: their own terminals are connected. It is a tool's half: nothing here runs inside the daemon.
 """
 
 import asyncio
+import fcntl
+import os
 import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +33,7 @@ from glamd.payments.model import Scheme
 ENROL_PARALLEL: Final = 8
 ENROL_TIMEOUT_S: Final = 30.0
 ENROL_ATTEMPTS: Final = 3
+SWIPES_AT_ONCE: Final = 64
 _KSN_BYTES: Final[dict[Scheme, int]] = {"tdes-dukpt": 10, "aes-dukpt": 12}
 _PREFIX_BYTES: Final[dict[Scheme, int]] = {"tdes-dukpt": 2, "aes-dukpt": 4}
 _SERIAL_BYTES: Final[dict[Scheme, int]] = {"tdes-dukpt": 5, "aes-dukpt": 4}
@@ -73,10 +79,40 @@ def read_site(state_dir: Path) -> Site:
     )
 
 
-async def load_devices(site: Site, count: int) -> list[Device]:
-    """`count` devices of this site, with the key sets of its own devices in turn.
+@contextmanager
+def swipe_folder(site: Site) -> Iterator[Path]:
+    """A folder whose device no other swipe uses while this one lasts, so that none is cut off.
 
-    Those that `<state-dir>/load/` has from earlier are used again, missing ones are enrolled.
+    Raises UnavailableError when SWIPES_AT_ONCE are under way.
+    """
+    home = site.state_dir / "swipe"
+    home.mkdir(mode=0o700, exist_ok=True)
+    for number in range(SWIPES_AT_ONCE):
+        descriptor = os.open(
+            home / f"{number:02d}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield home / f"{number:02d}"
+            return
+        finally:
+            os.close(descriptor)
+    raise UnavailableError(f"{SWIPES_AT_ONCE} swipes are under way already")
+
+
+async def load_devices(site: Site, count: int) -> list[Device]:
+    """`count` devices of this site, kept in `<state-dir>/load/`; see `devices_in`."""
+    home = site.state_dir / "load"
+    return await devices_in(site, [home / f"{number:05d}" for number in range(count)])
+
+
+async def devices_in(site: Site, directories: Sequence[Path]) -> list[Device]:
+    """A device of this site for each directory, with the key sets of its own devices in turn.
+
+    Those that the directories have from earlier are used again, missing ones are enrolled.
     """
     if not site.devices:
         raise ConfigError("dev.json lists no device, so no key set to enrol others under is known")
@@ -85,8 +121,7 @@ async def load_devices(site: Site, count: int) -> list[Device]:
     timeout = aiohttp.ClientTimeout(total=ENROL_TIMEOUT_S)
     connector = aiohttp.UnixConnector(path=str(site.admin_socket), limit=ENROL_PARALLEL)
 
-    async def one(number: int) -> Device:
-        directory = site.state_dir / "load" / f"{number:05d}"
+    async def one(number: int, directory: Path) -> Device:
         device = _cached(directory, site, ca_pem)
         if device is None:
             async with room:
@@ -98,8 +133,8 @@ async def load_devices(site: Site, count: int) -> list[Device]:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(one(number), name=f"enrol-{number}")
-                    for number in range(count)
+                    group.create_task(one(number, directory), name=f"enrol-{number}")
+                    for number, directory in enumerate(directories)
                 ]
         except* GlamError as errors:
             # One refusal ends them all, and one line says why.

@@ -91,6 +91,14 @@ async def test_a_retired_key_set_is_unknown(site: Site) -> None:
     assert (await site.ask(device, request(device))).code == "KEY_SET_UNKNOWN"
 
 
+async def test_a_key_set_that_does_not_unwrap_is_our_fault_and_not_the_devices(site: Site) -> None:
+    device = await site.enroll()
+    await site.database.execute("UPDATE cde.key_sets SET wrapped_bdk = '\\x00'")
+    answer = await site.ask(device, request(device))
+    assert answer.code == "INTERNAL"
+    assert answer.fields["retryable"] is True
+
+
 async def test_another_devices_ksn_is_a_mismatch_and_spends_nothing(site: Site) -> None:
     device, other = await site.enroll(), await site.enroll()
     foreign = orjson.loads(request(other))["ksn"]

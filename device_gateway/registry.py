@@ -28,6 +28,7 @@ from glamd.errors import (
     ForbiddenError,
     InputError,
     NotFoundError,
+    UnavailableError,
 )
 from glamd.keys.service import Keys
 from glamd.outbox import Outbox
@@ -106,8 +107,11 @@ class Registry:
         length = dukpt.ksn_length_bytes(scheme)
         if len(ksn) != length:
             raise _wrong("ksn", f"must be {length} bytes for {scheme}")
-        async with asyncio.timeout(ISSUE_TIMEOUT_S):
-            _, initial_key = await self._keys.initial_key(key_set, ksn)
+        try:
+            async with asyncio.timeout(ISSUE_TIMEOUT_S):
+                _, initial_key = await self._keys.initial_key(key_set, ksn)
+        except TimeoutError:
+            raise UnavailableError("The key provider does not answer in time.") from None
         private_key, public_key = (
             x509.generate_key() if csr_pem is None else (None, x509.public_key_of(csr_pem))
         )
@@ -127,7 +131,7 @@ class Registry:
             model=model,
             key_set=key_set,
             ksn=ksn,
-            initial_key_id=dukpt.initial_key_id(scheme, ksn),
+            initial_key=self._keys.identity_of(initial_key),
             certificate=certificate,
         )
         log.info("device_enrolled", device_id=device_id, merchant_id=str(merchant_id))
@@ -175,7 +179,7 @@ class Registry:
         model: str | None,
         key_set: str,
         ksn: bytes,
-        initial_key_id: bytes,
+        initial_key: bytes,
         certificate: cx509.Certificate,
     ) -> None:
         in_use = ConflictError(
@@ -187,8 +191,7 @@ class Registry:
             async with self._database.transaction() as connection:
                 counter_id = await store.claim_counters(
                     connection,
-                    key_set=key_set,
-                    initial_key_id=initial_key_id,
+                    initial_key=initial_key,
                     merchant_id=merchant_id,
                 )
                 if counter_id is None:

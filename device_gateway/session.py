@@ -93,6 +93,7 @@ class DeviceSession(Actor[Uplink, bytes | None]):
         self._window = CounterWindow(8)
         self._version = 0
         self._stale = True
+        self._firmware: str | None = None
         self._recent: OrderedDict[str, tuple[bytes, bytes, float]] = OrderedDict()
         self._allowance = parts.rate_burst
         self._allowance_at_s = parts.clock.monotonic_s()
@@ -100,7 +101,12 @@ class DeviceSession(Actor[Uplink, bytes | None]):
     async def receive(self, message: Uplink) -> bytes | None:
         """Serve one message; a request is answered whatever is wrong with it."""
         if message.channel == "status":
-            await self._status(message.payload)
+            try:
+                self._take_allowance()
+                await self._status(message.payload)
+            except TransientError as error:
+                # What it says of itself it will say again; nobody waits for an answer.
+                log.info("device_status_passed_over", device_id=self._device_id, code=error.code)
             return None
         request_id: str | None = None
         try:
@@ -125,8 +131,9 @@ class DeviceSession(Actor[Uplink, bytes | None]):
         except wire.WireError as error:
             log.warning("device_status_refused", device_id=self._device_id, reason=error.message)
             return
-        if status.firmware is not None:
+        if status.firmware is not None and status.firmware != self._firmware:
             await store.set_firmware(self._parts.database, self._device_id, status.firmware)
+            self._firmware = status.firmware
 
     def _take_allowance(self) -> None:
         now_s = self._parts.clock.monotonic_s()
@@ -179,7 +186,7 @@ class DeviceSession(Actor[Uplink, bytes | None]):
         try:
             counter = self._counter(request, record)
             token = new_token()
-            sealed = await parts.system.ref(parts.cipher, str(record.counter_id)).ask(
+            sealed = await parts.system.ref(parts.cipher, self._device_id).ask(
                 cipher.OpenCard(
                     key_set=record.key_set,
                     initial_ksn=record.initial_ksn,

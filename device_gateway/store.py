@@ -10,6 +10,7 @@ from typing import Final
 from uuid import UUID
 
 from device_gateway.model import Device, DeviceStatus, SessionRecord
+from glamd.crypto import dukpt
 from glamd.db import Connection, Database, Row
 from glamd.payments.counter import CounterWindow
 
@@ -31,7 +32,7 @@ ORDER BY d.device_id LIMIT $3
 )
 _SESSION: Final = """
 SELECT d.merchant_id, d.status, d.key_set, k.status AS key_set_status, k.scheme, k.counter_window,
-       d.initial_ksn, c.initial_key_id, c.counter_id, c.version, c.highest, c.seen, m.token_ttl_s
+       d.initial_ksn, c.counter_id, c.version, c.highest, c.seen, m.token_ttl_s
 FROM cde.devices d
 JOIN cde.key_sets k USING (key_set)
 JOIN cde.device_counters c USING (counter_id)
@@ -42,8 +43,8 @@ _ADMISSION: Final = "SELECT status, certificate_sha256 FROM cde.devices WHERE de
 _MERCHANT: Final = "SELECT EXISTS (SELECT FROM cde.merchants WHERE merchant_id = $1)"
 # An initial key stays with the merchant that had it first: its counters are never begun again.
 _COUNTERS: Final = """
-INSERT INTO cde.device_counters AS c (key_set, initial_key_id, merchant_id) VALUES ($1, $2, $3)
-ON CONFLICT (key_set, initial_key_id) DO UPDATE SET key_set = c.key_set
+INSERT INTO cde.device_counters AS c (initial_key, merchant_id) VALUES ($1, $2)
+ON CONFLICT (initial_key) DO UPDATE SET merchant_id = c.merchant_id
 WHERE c.merchant_id = EXCLUDED.merchant_id
 RETURNING counter_id
 """
@@ -101,7 +102,7 @@ async def session_record(database: Database, device_id: str) -> SessionRecord | 
         key_set_status=row["key_set_status"],
         scheme=row["scheme"],
         initial_ksn=row["initial_ksn"],
-        initial_key_id=row["initial_key_id"],
+        initial_key_id=dukpt.initial_key_id(row["scheme"], row["initial_ksn"]),
         counter_id=row["counter_id"],
         counter_version=row["version"],
         window=CounterWindow.load(
@@ -124,12 +125,10 @@ async def merchant_exists(database: Database, merchant_id: UUID) -> bool:
 
 
 async def claim_counters(
-    connection: Connection, *, key_set: str, initial_key_id: bytes, merchant_id: UUID
+    connection: Connection, *, initial_key: bytes, merchant_id: UUID
 ) -> int | None:
     """The id of the initial key's counters, or None where they are another merchant's."""
-    counter_id: int | None = await connection.fetchval(
-        _COUNTERS, key_set, initial_key_id, merchant_id
-    )
+    counter_id: int | None = await connection.fetchval(_COUNTERS, initial_key, merchant_id)
     return counter_id
 
 
@@ -170,15 +169,16 @@ async def set_status(
 
 
 async def changed_since(
-    database: Database, since: datetime
+    connection: Connection, since: datetime, *, timeout_s: float
 ) -> list[tuple[str, DeviceStatus, datetime]]:
     """The devices whose status was set after `since`, oldest change first."""
-    return [tuple(row) for row in await database.fetch(_CHANGED, since)]
+    return [tuple(row) for row in await connection.fetch(_CHANGED, since, timeout_s=timeout_s)]
 
 
-async def database_now(database: Database) -> datetime:
+async def database_now(connection: Connection, *, timeout_s: float) -> datetime:
     """The server's clock, by which changes are stamped."""
-    now: datetime = await database.fetchval(_NOW)
+    now = await connection.fetchval(_NOW, timeout_s=timeout_s)
+    assert isinstance(now, datetime)
     return now
 
 

@@ -14,11 +14,13 @@ import structlog
 
 from device_gateway import store
 from device_gateway.model import DeviceStatus
-from glamd.db import Database
+from glamd.db import Connection, Database
 from glamd.errors import TransientError
 
 OVERLAP: Final = timedelta(seconds=30)
 """How long after its stamp a change may still commit and be seen."""
+
+LOOK_TIMEOUT_S: Final = 1.0
 
 Changed = Callable[[str, DeviceStatus], Awaitable[None]]
 
@@ -37,19 +39,23 @@ class StatusWatch:
 
     async def run(self) -> None:
         """Look at every beat until cancelled."""
-        while True:
-            try:
-                await self.look()
-            except TransientError as error:
-                log.warning("device_watch_blind", code=error.code)
-            await asyncio.sleep(self._interval_s)
+        # A connection of its own, given up quickly: what is wrong with the pool or with one server
+        # process must not keep a revoked terminal connected.
+        async with self._database.dedicated() as connection:
+            while True:
+                try:
+                    await self._look(connection)
+                except TransientError as error:
+                    log.warning("device_watch_blind", code=error.code)
+                await asyncio.sleep(self._interval_s)
 
-    async def look(self) -> None:
-        """Report what changed since the last look."""
+    async def _look(self, connection: Connection) -> None:
         if self._since is None:
-            self._since = await store.database_now(self._database)
-        horizon = self._since - OVERLAP
-        for device_id, status, at in await store.changed_since(self._database, horizon):
+            self._since = await store.database_now(connection, timeout_s=LOOK_TIMEOUT_S)
+        changes = await store.changed_since(
+            connection, self._since - OVERLAP, timeout_s=LOOK_TIMEOUT_S
+        )
+        for device_id, status, at in changes:
             if self._reported.get(device_id) != at:
                 self._reported[device_id] = at
                 await self._changed(device_id, status)

@@ -310,8 +310,12 @@ def _status(doc: dict[str, object]) -> Status:
     if state not in ("online", "offline"):
         raise _BadFieldError("state", "must be online or offline")
     firmware = doc.get("firmware")
-    if firmware is not None and not _is_text(firmware, FIRMWARE_LIMIT_CHARS):
-        raise _BadFieldError("firmware", f"must be 1 to {FIRMWARE_LIMIT_CHARS} characters")
+    # An operator's terminal will show it, so nothing that steers a terminal gets in.
+    if firmware is not None and not (
+        _is_text(firmware, FIRMWARE_LIMIT_CHARS) and cast("str", firmware).isprintable()
+    ):
+        why = f"must be 1 to {FIRMWARE_LIMIT_CHARS} printable characters"
+        raise _BadFieldError("firmware", why)
     return Status(
         state="online" if state == "online" else "offline",
         firmware=cast("str | None", firmware),

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Final, TypeAlias
 
 import structlog
@@ -54,8 +55,8 @@ log = structlog.get_logger()
 GC_YOUNG_OBJECTS: Final = 50_000
 GC_MIDDLE_RUNS: Final = 20
 GC_OLD_RUNS: Final = 50
-JOURNAL_STOP_S: Final = 5.0
-"""Seconds that what was submitted last has to be committed when the daemon drains."""
+LAST_STOP_S: Final = 1.0
+"""What every part has to stop in, however little of the drain's time is left."""
 
 Reload: TypeAlias = Callable[[config.Settings], Awaitable[None]]
 
@@ -113,6 +114,7 @@ class _Assembly:
         self._stack = stack
         self._clock = SystemClock()
         self._draining = False
+        self._drain_until_s: float | None = None
         self._stop_requested = stop_requested
         self._started_at = self._clock.now()
 
@@ -135,8 +137,9 @@ class _Assembly:
         )
 
     def begin_drain(self) -> None:
-        """Turn readiness off before anything is stopped."""
+        """Turn readiness off before anything is stopped, and start the one clock of the drain."""
         self._draining = True
+        self._drain_until_s = self._clock.monotonic_s() + self._settings.drain_timeout_s
         log.info("daemon_draining", timeout_s=self._settings.drain_timeout_s)
 
     async def _databases(self) -> None:
@@ -172,9 +175,13 @@ class _Assembly:
         )
         self._audit = Audit(self._cde, self._keyrings.audit, self._clock)
         await self._audit.start()
-        self._stack.push_async_callback(self._audit.stop, JOURNAL_STOP_S)
+        self._at_drain(self._audit.stop)
         self._keys = Keys(
-            database=self._cde, provider=provider, record=self._audit.record, clock=self._clock
+            database=self._cde,
+            provider=provider,
+            identity_key=self._keyrings.fingerprints.active.key,
+            record=self._audit.record,
+            clock=self._clock,
         )
         self._merchants = Merchants(glam=self._glam, cde=self._cde, clock=self._clock)
 
@@ -186,7 +193,7 @@ class _Assembly:
             batch_limit=settings.payments.commit_batch_limit,
         )
         await self._vault.journal.start()
-        self._stack.push_async_callback(self._vault.journal.stop, JOURNAL_STOP_S)
+        self._at_drain(self._vault.journal.stop)
         self._tokens = Tokens(self._cde, clock=self._clock)
         self._detokenizer = Detokenizer(
             self._cde,
@@ -196,7 +203,7 @@ class _Assembly:
             clock=self._clock,
         )
         self._system = System(clock=self._clock)
-        self._stack.push_async_callback(self._system.drain, settings.drain_timeout_s)
+        self._at_drain(self._system.drain)
         metrics.register(ActorCollector(self._system), self._stack, self._collectors)
 
     def _session_parts(self) -> SessionParts:
@@ -224,7 +231,7 @@ class _Assembly:
     async def _devices(self) -> None:
         settings = self._settings
         presence = Presence(self._cde, node_id=settings.node_id, clock=self._clock)
-        self._stack.push_async_callback(_flushed, presence)
+        self._at_drain(partial(_flushed, presence))
         self._task(presence.run(), "presence")
         self._task(metrics.LoopLag(self._clock).run(), "loop-lag")
         self._gateway = Gateway(
@@ -256,7 +263,7 @@ class _Assembly:
         )
         self._gateway.attach(self._endpoint)
         await self._endpoint.start(mqtt.host, mqtt.port)
-        self._stack.push_async_callback(self._endpoint.stop, settings.drain_timeout_s)
+        self._at_drain(self._endpoint.stop)
 
     async def _reload(self, settings: config.Settings) -> None:
         """Use the certificates of `settings` for connections from now on.
@@ -352,7 +359,7 @@ class _Assembly:
         self._http_port = await self._api.start(
             settings.http.host, settings.http.port, wiring.api_tls(settings.http)
         )
-        self._stack.push_async_callback(self._api.stop, settings.drain_timeout_s)
+        self._at_drain(self._api.stop)
         self._worker_port: int | None = None
         if settings.worker.enabled:
             self._worker = WorkerServer(
@@ -366,7 +373,7 @@ class _Assembly:
             self._worker_port = await self._worker.start(
                 settings.worker.host, settings.worker.port, wiring.worker_tls(settings.worker)
             )
-            self._stack.push_async_callback(self._worker.stop, settings.drain_timeout_s)
+            self._at_drain(self._worker.stop)
 
     def _authenticator(self) -> Authenticator:
         auth = self._settings.auth
@@ -378,6 +385,15 @@ class _Assembly:
             clock=self._clock,
             max_lifetime_s=auth.max_lifetime_h * 3600,
         )
+
+    def _at_drain(self, stop: Callable[[float], Awaitable[object]]) -> None:
+        """Stop a part when its turn comes, with what is left of the drain's time, at least 1 s."""
+
+        async def within() -> None:
+            until_s = self._drain_until_s or self._clock.monotonic_s()
+            await stop(max(LAST_STOP_S, until_s - self._clock.monotonic_s()))
+
+        self._stack.push_async_callback(within)
 
     def _is_draining(self) -> bool:
         return self._draining
@@ -411,9 +427,9 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _flushed(presence: Presence) -> None:
+async def _flushed(presence: Presence, timeout_s: float) -> None:
     try:
-        async with asyncio.timeout(JOURNAL_STOP_S):
+        async with asyncio.timeout(timeout_s):
             await presence.flush()
     except (TransientError, TimeoutError):
         log.warning("presence_unwritten")

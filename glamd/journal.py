@@ -135,17 +135,11 @@ class Journal(Generic[E, R]):
                 await self._flush(connection, [self._queue.popleft() for _ in range(size)])
 
     async def _flush(self, connection: Connection, batch: Sequence[_Waiting[E, R]]) -> None:
+        """Answer everybody in the batch, whatever happens; who has an answer keeps it."""
         try:
-            await self._commit_batch(connection, batch)
-        except UnavailableError as error:
-            self._fail(batch, error)
+            await self._commit_all(connection, batch)
         except GlamError as error:
-            if len(batch) == 1:
-                self._fail(batch, error)
-                return
-            log.warning("journal_batch_taken_apart", journal=self._name, entries=len(batch))
-            for one in batch:
-                await self._flush(connection, [one])
+            self._fail(batch, error)
         except Exception:
             # A bug in a commit function must not leave anybody waiting.
             log.exception("journal_commit_crashed", journal=self._name)
@@ -154,9 +148,29 @@ class Journal(Generic[E, R]):
             self._fail(batch, UnavailableError("The journal was stopped.", code="DRAINING"))
             raise
 
+    async def _commit_all(self, connection: Connection, batch: Sequence[_Waiting[E, R]]) -> None:
+        try:
+            await self._commit_batch(connection, batch)
+        except GlamError as error:
+            if isinstance(error, UnavailableError) or len(batch) == 1:
+                raise
+        else:
+            return
+        log.warning("journal_batch_taken_apart", journal=self._name, entries=len(batch))
+        for one in batch:
+            try:
+                await self._commit_batch(connection, [one])
+            except UnavailableError:
+                # Those that come after it would each wait for the same server in vain.
+                raise
+            except GlamError as error:
+                self._fail([one], error)
+
     async def _commit_batch(self, connection: Connection, batch: Sequence[_Waiting[E, R]]) -> None:
         began_s = time.perf_counter()
         results = await self._commit(connection, [entry for entry, _ in batch])
+        # Checked before anybody is told: nobody could say whose result is missing.
+        assert len(results) == len(batch), "a commit returns one result an entry"
         self._commit_s.observe(time.perf_counter() - began_s)
         self._batch_entries.observe(len(batch))
         for (_, future), result in zip(batch, results, strict=True):

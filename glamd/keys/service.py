@@ -5,6 +5,7 @@ in, since the audit belongs to `glamd.payments`, which stands above. Asking for 
 DUKPT of a transaction do not live here.
 """
 
+import hmac
 import re
 from typing import Final, Protocol
 
@@ -45,8 +46,16 @@ class Keys:
     """Base derivation keys, by key-set id, and what is known of the data keys."""
 
     def __init__(
-        self, *, database: Database, provider: LocalProvider, record: Record, clock: Clock
+        self,
+        *,
+        database: Database,
+        provider: LocalProvider,
+        identity_key: bytes,
+        record: Record,
+        clock: Clock,
     ) -> None:
+        """`identity_key` is a key that is never rotated: that of the fingerprints."""
+        self._identity_key = identity_key
         self._database = database
         self._provider = provider
         self._record = record
@@ -128,6 +137,10 @@ class Keys:
         profile = stored.key_set.profile
         bdk = await unwrap(self._provider, stored.wrapped_bdk, context=_context(key_set))
         return profile, dukpt.initial_key(profile.scheme, bdk, ksn)
+
+    def identity_of(self, initial_key: bytes) -> bytes:
+        """A keyed hash (32 bytes) by which an initial key is known again and nothing else."""
+        return hmac.digest(self._identity_key, b"initial key|" + initial_key, "sha256")
 
     async def _stored(self, name: str) -> StoredKeySet:
         stored = (

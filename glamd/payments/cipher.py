@@ -8,6 +8,7 @@ Whether a request may be served at all is decided before it gets here; what it l
 committed after.
 """
 
+import asyncio
 import contextlib
 import hmac
 from collections.abc import Awaitable, Callable
@@ -16,12 +17,13 @@ from typing import Final
 from uuid import UUID
 
 import orjson
+import structlog
 from prometheus_client import Counter
 
 from glamd.actor import Actor, ActorSpec
 from glamd.crypto.aead import Sealer
 from glamd.crypto.dukpt import Dukpt, Profile, initial_key_id
-from glamd.errors import CryptoError, InputError
+from glamd.errors import CryptoError, InputError, InternalError, UnavailableError
 from glamd.payments import card as cards
 from glamd.payments.model import Format, SealedCard
 
@@ -31,6 +33,7 @@ IDLE_S: Final = 300.0
 KEY_TIMEOUT_S: Final = 5.0
 """Seconds that a key provider has to give an initial key."""
 
+log = structlog.get_logger()
 _REFUSED = Counter("glamd_payments_refused_cards_total", "Cards refused, by code.", ["code"])
 _SEALED = Counter("glamd_payments_sealed_cards_total", "Cards decrypted and sealed.", ["scheme"])
 
@@ -55,7 +58,8 @@ class OpenCard:
 class CardCipher(Actor[OpenCard, SealedCard]):
     """Verifies, decrypts, parses and seals the cards of one initial key.
 
-    Raises InputError with `MAC_INVALID` (nothing was decrypted) or `DECRYPT_FAILED`.
+    Raises InputError with `MAC_INVALID` (nothing was decrypted) or `DECRYPT_FAILED`; what the key
+    provider raises; InternalError where the key set's key does not unwrap.
     """
 
     def __init__(
@@ -87,7 +91,15 @@ class CardCipher(Actor[OpenCard, SealedCard]):
             self._dukpt = None
 
     async def _load(self, message: OpenCard) -> Dukpt:
-        self._profile, key = await self._initial_key(message.key_set, message.initial_ksn)
+        try:
+            async with asyncio.timeout(KEY_TIMEOUT_S):
+                self._profile, key = await self._initial_key(message.key_set, message.initial_ksn)
+        except TimeoutError:
+            raise UnavailableError("The key provider does not answer in time.") from None
+        except CryptoError as error:
+            # A key that does not unwrap is no fault of the device, which may send it again.
+            log.exception("initial_key_unusable", key_set=message.key_set)
+            raise InternalError("The device's initial key cannot be derived.") from error
         key_id = initial_key_id(self._profile.scheme, message.initial_ksn)
         self._dukpt = Dukpt(self._profile, key, key_id)
         self._sealed = _SEALED.labels(self._profile.scheme)
@@ -154,7 +166,7 @@ def associated_data(token: str, key_version: str) -> bytes:
 def spec(
     *, initial_key: InitialKey, active_key: ActiveKey, fingerprint_key: bytes
 ) -> ActorSpec[OpenCard, SealedCard]:
-    """How the system makes a DUKPT actor; its key is the id of the device's counters."""
+    """How the system makes a DUKPT actor; its key is the device's id."""
     return ActorSpec(
         kind=KIND,
         factory=lambda _: CardCipher(

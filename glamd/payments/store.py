@@ -12,13 +12,16 @@ from uuid import UUID
 from glamd.db import Connection, Database, Row
 from glamd.payments.model import IDEMPOTENCY_TTL, PaymentToken, Spend
 
-# One statement is one transaction and one round trip. `moved` holds the spends that applied: their
-# counters stood at the version the decision was made on, and their id was not answered yet. As
-# every answer of a scope is stored together with a new version, an id that another gateway stored
-# after our snapshot shows as a version that moved. The input comes sorted by counter, so that two
-# gateways lock in the same order.
+# One statement is one transaction and one round trip. `locked` takes the counters in their order,
+# so that two gateways never wait for one another in a circle; it is counted only to be run first.
+# `moved` holds the spends that applied: their counters stood at the version the decision was made
+# on, their device is active, and their id was not answered yet. As every answer of a device is
+# stored together with a new version, an id that another gateway stored after our snapshot shows as
+# a version that moved.
 _COMMIT_SPENDS: Final = """
-WITH input AS (
+WITH locked AS (
+    SELECT FROM cde.device_counters WHERE counter_id = ANY ($1) ORDER BY counter_id FOR UPDATE
+), input AS (
     SELECT * FROM unnest(
         $1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[], $5::text[], $6::text[], $7::bytea[],
         $8::bytea[], $9::timestamptz[], $10::text[], $11::text[], $12::text[], $13::text[],
@@ -35,7 +38,11 @@ WITH input AS (
     SET highest = i.highest, seen = i.seen, version = c.version + 1,
         token_count = c.token_count + (i.token IS NOT NULL)::int
     FROM input i
-    WHERE c.counter_id = i.counter_id AND c.version = i.version
+    WHERE (SELECT count(*) FROM locked) >= 0
+      AND c.counter_id = i.counter_id AND c.version = i.version
+      AND EXISTS (
+          SELECT FROM cde.devices d
+          WHERE d.device_id = i.device_id AND d.status = 'active')
       AND NOT EXISTS (
           SELECT FROM cde.token_idempotency_keys k
           WHERE k.scope = i.device_id AND k.key = i.key AND k.expires_at > i.at)

@@ -5,7 +5,7 @@ Looking at card data is `detokenize`, making tokens is `vault`.
 
 import base64
 import binascii
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
@@ -113,8 +113,9 @@ def _decode(cursor: str) -> tuple[datetime, str]:
             base64.b64decode(cursor, altchars=b"-_", validate=True).decode().partition("|")
         )
         at = datetime.fromisoformat(moment)
-    except (binascii.Error, ValueError):
+        if at.tzinfo is None or not token.isascii() or "\0" in token:
+            raise refused
+        # A forged one can name a moment that is before year 1 or after year 9999 in UTC.
+        return at.astimezone(UTC), token
+    except (binascii.Error, ValueError, OverflowError):
         raise refused from None
-    if at.tzinfo is None or not token.isascii() or "\0" in token:
-        raise refused
-    return at, token

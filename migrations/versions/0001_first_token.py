@@ -60,15 +60,15 @@ CREATE TABLE cde.key_sets (
 
 CREATE TABLE cde.device_counters (
     counter_id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    key_set         text NOT NULL REFERENCES cde.key_sets,
-    initial_key_id  bytea NOT NULL,
+    initial_key     bytea NOT NULL UNIQUE,
     merchant_id     uuid NOT NULL REFERENCES cde.merchants,
     highest         bigint NOT NULL DEFAULT 0 CHECK (highest >= 0),
     seen            bytea NOT NULL DEFAULT '',
     version         bigint NOT NULL DEFAULT 0,
-    token_count     bigint NOT NULL DEFAULT 0 CHECK (token_count >= 0),
-    UNIQUE (key_set, initial_key_id)
+    token_count     bigint NOT NULL DEFAULT 0 CHECK (token_count >= 0)
 ) WITH (fillfactor = 50);
+COMMENT ON COLUMN cde.device_counters.initial_key IS
+    'keyed hash of the initial key, so that one key has one row under whatever names it came in';
 CREATE INDEX device_counters_merchant ON cde.device_counters (merchant_id);
 COMMENT ON TABLE cde.device_counters IS
     'one row an initial key: which transaction counters it has spent. Every commit of a token '

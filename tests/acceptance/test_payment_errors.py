@@ -9,8 +9,10 @@ import pytest
 
 from device_gateway.terminal_card import TEST_CARDS, DemoCard, clear_form
 from device_gateway.terminal_device import Device
+from glamd.crypto.dukpt import Profile
+from glamd.errors import ConflictError
 from glamd.payments.model import Format
-from tests.support.site import VISA, Site, reader, running_site
+from tests.support.site import BDK, VISA, Site, reader, running_site
 
 CLEAR = clear_form(DemoCard(pan=VISA), "track2")
 
@@ -126,6 +128,22 @@ async def test_a_counter_used_before_is_replayed_under_any_other_id(
         again = orjson.dumps(orjson.loads(first) | {"id": "another"})
         assert (await wire.ask(again)).code == "KSN_REPLAYED"
     assert await tokens(site) == 1
+
+
+async def test_one_initial_key_under_two_names_has_one_set_of_counters(site: Site) -> None:
+    # The same base key, imported under another name by mistake, derives the same initial keys.
+    await site.daemon.keys.import_bdk(
+        key_set="twin", profile=Profile(scheme="aes-dukpt"), bdk=BDK, actor="test"
+    )
+    first = await site.enroll()
+    ksn = first.ksn_at(0)
+    with pytest.raises(ConflictError):
+        await site.enroll(ksn=ksn, key_set="twin")
+    payload = request(first)
+    assert (await site.ask(first, payload)).ok
+    await site.daemon.registry.revoke(first.device_id)
+    second = await site.enroll(ksn=ksn, key_set="twin")
+    assert (await site.ask(second, payload)).code == "KSN_REPLAYED"
 
 
 async def test_taps_stored_offline_pass_inside_the_window_and_are_too_old_behind_it(

@@ -261,7 +261,9 @@ def recorded() -> Recorded:
 
 @pytest.fixture
 def keys(database: Database, provider: LocalProvider, recorded: Recorded) -> Keys:
-    return Keys(database=database, provider=provider, record=recorded, clock=CLOCK)
+    return Keys(
+        database=database, provider=provider, identity_key=bytes(32), record=recorded, clock=CLOCK
+    )
 
 
 async def import_magtek(keys: Keys, key_set: str = "magtek") -> KeySet:
@@ -305,7 +307,9 @@ def unconnected(recorded: Recorded, directory: Path) -> Keys:
     """Keys that would fail otherwise if they asked the database."""
     database = Database.__new__(Database)
     provider = local_provider(directory)
-    return Keys(database=database, provider=provider, record=recorded, clock=CLOCK)
+    return Keys(
+        database=database, provider=provider, identity_key=bytes(32), record=recorded, clock=CLOCK
+    )
 
 
 async def test_a_name_that_is_taken_is_a_conflict_and_the_first_key_stays(
@@ -359,7 +363,13 @@ async def test_a_provider_that_does_not_answer_is_waited_for_no_longer_than_its_
     database: Database, keys: Keys, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await import_magtek(keys)
-    away = Keys(database=database, provider=AwayProvider(), record=recorded, clock=CLOCK)
+    away = Keys(
+        database=database,
+        provider=AwayProvider(),
+        identity_key=bytes(32),
+        record=recorded,
+        clock=CLOCK,
+    )
     monkeypatch.setattr(keyrings_module, "PROVIDER_TIMEOUT_S", 0.01)
     with pytest.raises(UnavailableError, match="does not answer in time"):
         await away.initial_key("magtek", TDES_KSN)

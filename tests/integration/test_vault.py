@@ -43,12 +43,20 @@ async def merchant_id(database: Database) -> UUID:
 async def counters(database: Database, merchant_id: UUID, name: bytes) -> int:
     """Make a device's counters and return their id."""
     value = await database.fetchval(
-        "INSERT INTO cde.device_counters (key_set, initial_key_id, merchant_id)"
-        " VALUES ('set', $1, $2) RETURNING counter_id",
+        "INSERT INTO cde.device_counters (initial_key, merchant_id) VALUES ($1, $2)"
+        " RETURNING counter_id",
         name,
         merchant_id,
     )
     assert isinstance(value, int)
+    await database.execute(
+        "INSERT INTO cde.devices (device_id, merchant_id, key_set, initial_ksn, counter_id,"
+        " certificate_sha256, certificate_expires_at)"
+        " VALUES ($1, $2, 'set', '', $3, repeat('0', 64), now())",
+        f"dev_{value}",
+        merchant_id,
+        value,
+    )
     return value
 
 
@@ -95,6 +103,16 @@ async def test_a_spend_on_a_version_that_has_moved_leaves_nothing(
     assert await count(database, "payment_tokens") == 1
     assert await count(database, "token_idempotency_keys") == 1
     assert await count(database, "outbox") == 1
+
+
+@pytest.mark.parametrize("status", ["suspended", "revoked"])
+async def test_a_device_that_was_stopped_meanwhile_spends_nothing(
+    database: Database, vault: Vault, merchant_id: UUID, status: str
+) -> None:
+    counter_id = await counters(database, merchant_id, b"a")
+    await database.execute("UPDATE cde.devices SET status = $1", status)
+    assert not await vault.journal.submit(spend(counter_id))
+    assert await count(database, "payment_tokens") == 0
 
 
 async def test_an_id_that_was_answered_is_not_answered_again_even_on_the_right_version(

@@ -60,13 +60,18 @@ class Site:
     admin: aiohttp.ClientSession
     _terminals: list[tuple[Terminal, asyncio.Task[None]]] = field(default_factory=list)
 
-    async def enroll(self, key_set: str = "aes", *, merchant_id: UUID | None = None) -> Device:
-        """A new device with its files, as a terminal has them."""
-        scheme = KEY_SETS[key_set]
-        ksn = {
-            "tdes-dukpt": b"\xff\xff" + secrets.token_bytes(5) + bytes(3),
-            "aes-dukpt": b"\x12\x34\x56\x78" + secrets.token_bytes(4) + bytes(4),
-        }[scheme]
+    async def enroll(
+        self, key_set: str = "aes", *, merchant_id: UUID | None = None, ksn: bytes | None = None
+    ) -> Device:
+        """A new device with its files, as a terminal has them; `ksn` names its initial key."""
+        scheme = KEY_SETS.get(key_set, "aes-dukpt")
+        ksn = (
+            ksn
+            or {
+                "tdes-dukpt": b"\xff\xff" + secrets.token_bytes(5) + bytes(3),
+                "aes-dukpt": b"\x12\x34\x56\x78" + secrets.token_bytes(4) + bytes(4),
+            }[scheme]
+        )
         enrolled = await self.daemon.registry.enroll(
             merchant_id=merchant_id or self.merchant_id,
             key_set=key_set,

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,16 +18,28 @@ PROGRAMS: Final = Path(sys.executable).parent
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 40.0
 POLL_S: Final = 0.02
+# The tests' own server is not meant for a daemon that brings one along.
+_NOT_OURS_TO_GIVE: Final = frozenset({"GLAMD_STATE_DIR", "DATABASE_URL"})
 
 
 class DevDaemon:
-    """One `glamd dev --no-demo` and its state directory, over any number of lives."""
+    """One `glamd dev` and its state directory, over any number of lives.
 
-    def __init__(self, state_dir: Path, *arguments: str) -> None:
+    `demo` lets its terminals tap; `environment` is laid over ours.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *arguments: str,
+        demo: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.state_dir = state_dir
-        self._arguments = ("--no-demo", *arguments)
+        self._arguments = arguments if demo else ("--no-demo", *arguments)
         self._process: subprocess.Popen[bytes] | None = None
-        self._environment = {k: v for k, v in os.environ.items() if k != "GLAMD_STATE_DIR"}
+        ours = {k: v for k, v in os.environ.items() if k not in _NOT_OURS_TO_GIVE}
+        self._environment = {**ours, **(environment or {})}
         self.description: dict[str, object] = {}
 
     @property
@@ -36,9 +48,8 @@ class DevDaemon:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> float:
-        """Start it, wait until `dev.json` is written, and return the seconds that took."""
-        began_s = time.monotonic()
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start the process and wait for nothing; what it prints goes to `output`."""
         with (self.state_dir.parent / f"{self.state_dir.name}.out").open("ab") as output:
             self._process = subprocess.Popen(
                 [
@@ -53,15 +64,29 @@ class DevDaemon:
                 stderr=subprocess.STDOUT,
                 env=self._environment,
             )
+        return self._process
+
+    def start(self) -> float:
+        """Start it, wait until `dev.json` is written, and return the seconds that took."""
+        began_s = time.monotonic()
+        self.launch()
+        self.wait_until_ready()
+        return time.monotonic() - began_s
+
+    def wait_until_ready(self) -> None:
+        """Return when `dev.json` is that of the process that was launched."""
+        began_s = time.monotonic()
+        process = self._process
+        assert process is not None
         path = self.state_dir / "dev.json"
         while True:
-            status = self._process.poll()
+            status = process.poll()
             if status is not None:
                 raise RuntimeError(f"glamd dev ended with {status}:\n{self.output()}")
             description = _read(path)
-            if description.get("pid") == self._process.pid:
+            if description.get("pid") == process.pid:
                 self.description = description
-                return time.monotonic() - began_s
+                return
             if time.monotonic() - began_s > START_TIMEOUT_S:
                 self.kill9()
                 raise RuntimeError(f"glamd dev does not get ready:\n{self.output()}")
@@ -73,12 +98,12 @@ class DevDaemon:
         self._process.kill()
         self._process.wait(STOP_TIMEOUT_S)
 
-    def stop(self) -> int:
-        """End it as systemd does and return its exit status."""
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it as systemd does, or as Ctrl-C does, and return its exit status."""
         if self._process is None:
             return 0
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(number)
         try:
             return self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

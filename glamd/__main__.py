@@ -89,6 +89,7 @@ def check_config(config_file: Path | None) -> None:
 
     try:
         settings = config.load(config.file_of(config_file), environ=os.environ)
+        config.check_files(settings)
     except ConfigError as error:
         for field in error.fields:
             click.echo(f"glamd: {field.field}: {field.message}", err=True)

@@ -47,9 +47,15 @@ def audit() -> None:
 
 
 @audit.command()
-def verify() -> None:
+@click.option(
+    "--head",
+    metavar="MONTH:SEQ:MAC",
+    help="An end of the chain out of the log (audit_head), which it must still hold.",
+)
+def verify(head: str | None) -> None:
     """Walk the chain and name the first broken row; exit status 1 where there is one."""
-    found = mapping(session().client.post("/v1/audit/verify", timeout_s=VERIFY_TIMEOUT_S))
+    path = "/v1/audit/verify" + ("" if head is None else f"?head={segment(head)}")
+    found = mapping(session().client.post(path, timeout_s=VERIFY_TIMEOUT_S))
     if session().as_json:
         show_json(found)
     elif found.get("ok"):

@@ -1,10 +1,19 @@
 """Admin routes about payment tokens' metadata and the audit chain. No card data."""
 
+import re
+from datetime import date
+
+from glamd.admin.query import wrong
 from glamd.admin.services import Audit, Tokens
 from glamd.http.call import Answer, Call
 from glamd.http.payment_tokens import as_json, token_of
 from glamd.http.routes import OPERATOR, Route
 from glamd.payments.audit import AuditReport
+from glamd.payments.audit_chain import Head
+
+_HEAD = re.compile(
+    r"((?!0000)[0-9]{4}-(?:0[1-9]|1[0-2]))(?:-01)?:([1-9][0-9]{0,17}):([0-9A-Fa-f]{64})"
+)
 
 
 class TokenRoutes:
@@ -36,8 +45,20 @@ class TokenRoutes:
         )
         return Answer(data={"token": revoked.token, "status": revoked.status})
 
-    async def _verify(self, _call: Call) -> Answer:
-        return Answer(data=_report(await self._audit.verify()))
+    async def _verify(self, call: Call) -> Answer:
+        return Answer(data=_report(await self._audit.verify(head=_head_in_query(call))))
+
+
+def _head_in_query(call: Call) -> Head | None:
+    """The end of the chain as `audit_head` was logged, None where it is absent."""
+    given = call.request.query.getall("head", [])
+    if not given:
+        return None
+    found = _HEAD.fullmatch(given[0])
+    if len(given) > 1 or found is None:
+        raise wrong("head", "It is one MONTH:SEQ:MAC, as in the log's audit_head.")
+    month, seq, mac = found.groups()
+    return Head(date.fromisoformat(f"{month}-01"), int(seq), bytes.fromhex(mac))
 
 
 def _report(report: AuditReport) -> dict[str, object]:

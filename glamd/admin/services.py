@@ -13,6 +13,7 @@ from glamd.http.services import Tokens
 from glamd.keys.store import KeySet, KeyVersion
 from glamd.merchants.store import Merchant
 from glamd.payments.audit import AuditReport
+from glamd.payments.audit_chain import Head
 
 __all__ = ["Actors", "Audit", "Keys", "Merchants", "Registry", "Tokens"]
 
@@ -99,5 +100,5 @@ class Keys(Protocol):
 class Audit(Protocol):
     """The audit chain."""
 
-    async def verify(self) -> AuditReport:
-        """Walk it."""
+    async def verify(self, *, head: Head | None = None) -> AuditReport:
+        """Walk it; it must hold the row of `head`, an end that was logged earlier."""

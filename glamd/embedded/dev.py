@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import os
 import shutil
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -31,6 +32,7 @@ from glamd.embedded.settings import (
     Ports,
     development_settings,
     jwt_secrets,
+    refuse_taken,
 )
 from glamd.errors import ConfigError
 from glamd.service import signals
@@ -53,9 +55,9 @@ async def run(options: Options) -> None:
     began_s = time.monotonic()
     screen = Screen()
     state_dir = options.state_dir.absolute()
+    refuse_taken(options.ports)
     with _owned(state_dir, fresh=options.fresh):
-        with (state_dir / "glamd.log").open("a", encoding="utf-8") as stream:
-            logs.configure(level="info", format="json", stream=stream)
+        with _logging_to(state_dir / "glamd.log"):
             stop_requested = asyncio.Event()
             with signals(stop=stop_requested):
                 async with AsyncExitStack() as stack:
@@ -153,30 +155,51 @@ async def _until_stopped(
 
 
 @contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Log to a file, and to stderr again at the end: what fails then must not fail to be told."""
+    with path.open("a", encoding="utf-8") as stream:
+        logs.configure(level="info", format="json", stream=stream)
+        try:
+            yield
+        finally:
+            logs.configure(level="warning", format="auto", stream=sys.stderr)
+
+
+@contextmanager
 def _owned(state_dir: Path, *, fresh: bool) -> Iterator[None]:
     """Hold the state directory for ourselves; `fresh` empties one that is ours already."""
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    marker = state_dir / "glamd-dev"
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Looked at before anything is put there: a directory that is not ours stays as it is.
+        if not marker.exists() and any(entry.name != "lock" for entry in state_dir.iterdir()):
+            raise ConfigError(f"{state_dir} is not empty and no state directory of glamd dev.")
+        descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{state_dir} cannot be used: {error.strerror}.") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"Another glamd dev runs in {state_dir}.") from None
-        marker = state_dir / "glamd-dev"
-        strangers = [p.name for p in state_dir.iterdir() if p.name != "lock"]
-        if strangers and not marker.exists():
-            raise ConfigError(f"{state_dir} is not empty and no state directory of glamd dev.")
-        if fresh:
-            for entry in state_dir.iterdir():
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                elif entry.name != "lock":
-                    entry.unlink()
         marker.touch(mode=0o600)
+        if fresh:
+            _empty(state_dir, but=(marker.name, "lock"))
         (state_dir / "dev.json").unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)
+
+
+def _empty(directory: Path, *, but: tuple[str, ...]) -> None:
+    """Remove what is in it; the marker stays, so that half of it is known for ours at any time."""
+    for entry in directory.iterdir():
+        if entry.name in but:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 @asynccontextmanager

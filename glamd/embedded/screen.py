@@ -1,13 +1,18 @@
 """What a person sees of `glamd dev`: what runs where, each tap as a line, what to try next.
 
-Only printing. On a terminal with colour, into a file plainly and with every line whole.
+Only printing. On a terminal with colour, into a file plainly and with every line whole. The daemon
+never waits for its reader nor ends with it: what nobody takes is not shown.
 """
 
+import io
+import os
+import select
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -26,17 +31,31 @@ _BRAND_STYLES: Final = {
 }
 
 
+class _Paper(Console):
+    """A console whose reader may go away: rich's own ends the process then."""
+
+    def on_broken_pipe(self) -> None:
+        """Be quiet from now on, also in Python's last flush."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 class Screen:
     """The terminal that `glamd dev` was started on."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A terminal of another encoding shows a question mark where it has no character.
+            sys.stdout.reconfigure(errors="replace")
+        self._console = _Paper(highlight=False)
         if not self._console.is_terminal:
-            self._console = Console(highlight=False, width=PLAIN_WIDTH)
+            self._console = _Paper(highlight=False, width=PLAIN_WIDTH)
 
     def step(self, text: str) -> None:
         """One thing that is being done before anything runs."""
-        self._console.print(Text("  · ", style="dim") + Text(text, style="dim"))
+        self._print(Text("  · ", style="dim") + Text(text, style="dim"))
 
     def ready(self, description: Description, *, state_dir: Path, taken_s: float) -> None:
         """What runs where, and what to try."""
@@ -53,11 +72,11 @@ class Screen:
         ):
             places.add_row(Text(name, style="bold"), Text(place))
         title = f"glamd {__version__} · development · ready in {taken_s:.1f} s"
-        self._console.print(Panel(places, title=title, title_align="left", expand=False))
-        self._console.print(Text("Try, in another terminal:", style="bold"))
+        self._print(Panel(places, title=title, title_align="left", expand=False))
+        self._print(Text("Try, in another terminal:", style="bold"))
         for line in _suggestions(description, state_dir):
-            self._console.print(Text(f"  {line}", style="green"), soft_wrap=True)
-        self._console.print(Text("Ctrl-C drains and stops everything.\n", style="dim"))
+            self._print(Text(f"  {line}", style="green"), soft_wrap=True)
+        self._print(Text("Ctrl-C drains and stops everything.\n", style="dim"))
 
     def tap(self, tap: Tap) -> None:
         """One tap: who, what card, which token, how long."""
@@ -71,11 +90,22 @@ class Screen:
         else:
             line += Text(tap.code, style="bold red")
         line += Text(f"  {tap.elapsed_ms:.1f} ms", style="dim")
-        self._console.print(line, soft_wrap=True)
+        self._print(line, soft_wrap=True)
 
     def say(self, text: str, *, style: str = "") -> None:
         """One line."""
-        self._console.print(Text(text, style=style), soft_wrap=True)
+        self._print(Text(text, style=style), soft_wrap=True)
+
+    def _print(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
+        """Print if that can be done at once. A pipe that takes anything takes 4 KiB (pipe(7))."""
+        _, ready, _ = select.select([], [sys.stdout], [], 0)
+        if not ready:
+            return
+        try:
+            self._console.print(what, soft_wrap=soft_wrap)
+        except OSError:
+            # The terminal is gone, or the disk of the file is full.
+            self._console.quiet = True
 
 
 def _suggestions(description: Description, state_dir: Path) -> tuple[str, ...]:

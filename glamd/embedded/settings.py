@@ -14,6 +14,7 @@ from typing import Final
 from glamd import config
 from glamd.embedded.certificates import DevelopmentCertificates
 from glamd.embedded.files import write_private
+from glamd.errors import ConfigError, FieldError
 from glamd.keys.local import create_kek_file
 
 LOOPBACK: Final = "127.0.0.1"
@@ -111,14 +112,31 @@ def _secret(path: Path) -> str:
     return path.read_text()
 
 
+def refuse_taken(ports: Ports) -> None:
+    """Raise ConfigError that names every port asked for which is somebody else's already.
+
+    Said before anything is started; whoever takes one later is met by the listener itself.
+    """
+    asked = {"--http-port": ports.http, "--worker-port": ports.worker, "--mqtt-port": ports.mqtt}
+    wrong = [FieldError(name, why) for name, port in asked.items() if port and (why := _why(port))]
+    if wrong:
+        told = "; ".join(f"{each.field} {asked[each.field]}: {each.message}" for each in wrong)
+        raise ConfigError(f"These ports cannot be had on {LOOPBACK}: {told}.", fields=wrong)
+
+
 def _port(asked: int | None, usual: int) -> int:
     """The port asked for, else the usual one, else, where that is taken, any free one."""
     if asked is not None:
         return asked
+    return 0 if _why(usual) else usual
+
+
+def _why(port: int) -> str:
+    """Why nobody can listen on this port, empty where that is possible."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, usual))
-        except OSError:
-            return 0
-    return usual
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            return (error.strerror or "unknown").lower()
+    return ""

@@ -1,9 +1,10 @@
 """What happens to every request of a listener, in this order, whatever its route.
 
-Ids are given out, the route is found, a draining daemon says so, bodies that would be refused are
-refused by their headers, the caller is recognised, held to its rate and checked against the
-route's access; then the handler runs. Every outcome, errors that nobody foresaw included, leaves
-as an envelope or a problem answer with the same headers, one access-log event and its metrics.
+Ids are given out, the route is found, the caller is recognised, a draining daemon says so, bodies
+that would be refused are refused by their headers, the caller is held to its rate and checked
+against the route's access; then the handler runs. Every outcome, errors that nobody foresaw
+included, leaves as an envelope or a problem answer with the same headers, one access-log event and
+its metrics.
 
 No route stands here and no way of recognising a caller; both are given to the `Pipeline`.
 """
@@ -34,7 +35,8 @@ from glamd.http.connections import GuardedHandler
 from glamd.http.identity import Client, Identity
 from glamd.http.limits import HttpLimits, RateLimiter
 from glamd.http.problems import PROBLEM_TYPE, MethodNotAllowedError, meta, problem
-from glamd.http.routes import RouteTable
+from glamd.http.routes import Route, RouteTable
+from glamd.payments import card_numbers
 
 log = structlog.get_logger()
 
@@ -65,6 +67,7 @@ _SECURITY_HEADERS = {
 _TLS_HEADER = {"Strict-Transport-Security": "max-age=31536000"}
 
 Authenticate = Callable[[web.BaseRequest], Awaitable[Identity]]
+Refused = Callable[[Call, GlamError], Awaitable[None]]
 
 
 class Pipeline:
@@ -82,8 +85,13 @@ class Pipeline:
         draining: Callable[[], bool],
         clock: Clock,
         envelope: bool = True,
+        refused: Refused | None = None,
     ) -> None:
-        """`envelope` False answers a success with its bare data, as the admin socket does."""
+        """`envelope` False answers a success with its bare data, as the admin socket does.
+
+        `refused` is told when a caller was recognised and kept from the handler; what it raises is
+        answered instead.
+        """
         self._listener = listener
         self._table = table
         self._authenticate = authenticate
@@ -93,6 +101,7 @@ class Pipeline:
         self._draining = draining
         self._clock = clock
         self._envelope = envelope
+        self._refused = refused
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; no exception but a cancellation leaves this."""
@@ -153,11 +162,6 @@ class Pipeline:
         call.route = route.path
         if route.public:
             return await route.handler(call)
-        if self._draining():
-            raise UnavailableError(
-                "The daemon is stopping; ask another one.", retry_after_s=DRAIN_RETRY_AFTER_S
-            )
-        refuse_early(request, self._limits)
         try:
             call.identity = await self._authenticate(request)
         except UnauthenticatedError:
@@ -165,9 +169,24 @@ class Pipeline:
             self._limit(f"ip:{call.ip}")
             raise
         self._remember(call.identity)
-        self._limit(f"{call.identity.kind}:{call.identity.name}")
-        route.allow(call.identity)
+        try:
+            self._admit(call, route)
+        except GlamError as error:
+            if self._refused is not None:
+                await self._refused(call, error)
+            raise
         return await route.handler(call)
+
+    def _admit(self, call: Call, route: Route) -> None:
+        if self._draining():
+            raise UnavailableError(
+                "The daemon is stopping; ask another one.", retry_after_s=DRAIN_RETRY_AFTER_S
+            )
+        refuse_early(call.request, self._limits)
+        # A worker's rate is in its grant, where it is counted and audited.
+        if call.identity.kind != "worker":
+            self._limit(f"{call.identity.kind}:{call.identity.name}")
+        route.allow(call.identity)
 
     def _remember(self, identity: Identity) -> None:
         if isinstance(identity, Client):
@@ -241,5 +260,10 @@ class Pipeline:
 
 
 def _valid_id(value: str | None) -> str | None:
-    """The caller's own id where it is harmless in a log; anything else is as good as absent."""
-    return value if value is not None and _ID.fullmatch(value) else None
+    """The caller's own id where it is harmless in a log; anything else is as good as absent.
+
+    It is kept in rows and events too, so a card number in it is no harmless one.
+    """
+    if value is None or not _ID.fullmatch(value) or card_numbers.masked(value) != value:
+        return None
+    return value

@@ -95,10 +95,15 @@ class PaymentTokenRoutes:
         )
 
 
+def is_token(text: str) -> bool:
+    """Whether a token may look like this."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 def token_of(call: Call) -> str:
     """The path's token; what cannot be one is not found without anybody having looked."""
     token = call.params["token"]
-    if not _TOKEN.fullmatch(token):
+    if not is_token(token):
         raise NotFoundError("There is no such token.", code="TOKEN_NOT_FOUND")
     return token
 

@@ -35,3 +35,6 @@ class Detokenizer(Protocol):
         Raises `ForbiddenError` (outside the grant), `NotFoundError` `TOKEN_NOT_FOUND`,
         `GoneError` `TOKEN_EXPIRED` or `TOKEN_REVOKED`, `RateLimitedError`, `UnavailableError`.
         """
+
+    async def refused(self, look: Look, code: str) -> None:
+        """Audit an attempt that was refused before it came here; raises `UnavailableError`."""

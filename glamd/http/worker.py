@@ -3,6 +3,7 @@
 A worker is who the URI in its client certificate says; the certificate itself was checked by TLS
 against the workers' CA before a byte of HTTP was read. What a worker may see is the detokenizer's
 decision, which also writes the audit row; nothing here knows grants, and nothing logs an answer.
+A worker's request that is refused before it gets there is an attempt as well, and has its row.
 """
 
 import hashlib
@@ -11,13 +12,14 @@ import ssl
 from collections.abc import Callable
 from typing import Annotated
 
+import orjson
 from aiohttp import web
 from pydantic import Field, field_validator
 
 from glamd.clock import Clock
-from glamd.errors import ConfigError, ForbiddenError, UnauthenticatedError
+from glamd.errors import ConfigError, ForbiddenError, GlamError, UnauthenticatedError
 from glamd.http.addresses import ClientAddress
-from glamd.http.bodies import Body
+from glamd.http.bodies import Body, ClientGoneError, SlowBodyError, parse_json, read_body
 from glamd.http.call import Answer, Call
 from glamd.http.connections import GuardedHandler
 from glamd.http.health import Health, health_routes
@@ -25,12 +27,20 @@ from glamd.http.identity import Identity, Worker
 from glamd.http.limits import HttpLimits, RateLimiter
 from glamd.http.listener import Listener
 from glamd.http.middleware import Pipeline
-from glamd.http.payment_tokens import token_of
+from glamd.http.payment_tokens import is_token
 from glamd.http.routes import WORKER, Route, RouteTable
 from glamd.http.services import Detokenizer
 from glamd.payments.model import DECRYPT_FIELDS, DecryptField, Look
 
 STOP_TIMEOUT_S = 10.0
+
+DECRYPT_PATH = "/internal/v1/payment-tokens/{token}/decrypt"
+
+UNREADABLE = "-"
+"""Stands in an audit row for what was given and does not have its form: never the thing itself."""
+
+FIELDS_RECORDED = 16
+"""Field names of a refused body that go into its audit row."""
 
 _PURPOSE = r"^[A-Za-z0-9._-]{1,64}$"
 
@@ -100,25 +110,70 @@ class DecryptRoutes:
         return (
             Route(
                 method="POST",
-                path="/internal/v1/payment-tokens/{token}/decrypt",
+                path=DECRYPT_PATH,
                 handler=self._decrypt,
                 access=(WORKER,),
             ),
         )
 
+    async def refused(self, call: Call, error: GlamError) -> None:
+        """Audit a worker's request that never came to the handler; raises `UnavailableError`."""
+        if call.route == DECRYPT_PATH:
+            await self._detokenizer.refused(_look(call, purpose="", fields=()), error.code)
+
     async def _decrypt(self, call: Call) -> Answer:
-        body = await call.json(DecryptBody)
-        look = Look(
-            worker=call.worker.name,
-            certificate_sha256=call.worker.certificate_sha256,
-            ip=call.ip,
-            token=token_of(call),
-            fields=tuple(body.fields),
-            purpose=body.purpose,
-            correlation_id=call.correlation_id,
-        )
+        raw = b""
+        try:
+            raw = await read_body(call.request, call.limits)
+            body = parse_json(call.request, raw, DecryptBody)
+        except Exception as error:
+            # Whatever it was, a worker asked for a card and it ended here.
+            code = _code(error)
+            purpose, fields = _legible(raw) if code == "VALIDATION_ERROR" else ("", ())
+            await self._detokenizer.refused(_look(call, purpose=purpose, fields=fields), code)
+            raise
+        # Also for a path that no token can have: the grant is judged first, and there is a row.
+        look = _look(call, purpose=body.purpose, fields=tuple(body.fields))
         clear = await self._detokenizer.decrypt(look)
         return Answer(data={name: clear.get(name) for name in body.fields})
+
+
+def _look(call: Call, *, purpose: str, fields: tuple[str, ...]) -> Look:
+    token = call.params["token"]
+    return Look(
+        worker=call.worker.name,
+        certificate_sha256=call.worker.certificate_sha256,
+        ip=call.ip,
+        token=token if is_token(token) else UNREADABLE,
+        fields=fields,
+        purpose=purpose,
+        correlation_id=call.correlation_id,
+    )
+
+
+def _code(error: Exception) -> str:
+    """What an audit row calls this error; the first two are never answered."""
+    if isinstance(error, SlowBodyError):
+        return "SLOW_BODY"
+    if isinstance(error, ClientGoneError):
+        return "CLIENT_GONE"
+    return error.code if isinstance(error, GlamError) else "INTERNAL_ERROR"
+
+
+def _legible(raw: bytes) -> tuple[str, tuple[str, ...]]:
+    """What has the right form of purpose and fields in a body that is JSON and no `DecryptBody`."""
+    body: object = orjson.loads(raw)
+    given: dict[str, object] = body if isinstance(body, dict) else {}
+    purpose, fields = given.get("purpose", ""), given.get("fields", [])
+    known = isinstance(purpose, str) and re.fullmatch(rf"|{_PURPOSE}", purpose)
+    if not isinstance(fields, list):
+        fields = [None]
+    return (
+        str(purpose) if known else UNREADABLE,
+        tuple(
+            str(name) if name in DECRYPT_FIELDS else UNREADABLE for name in fields[:FIELDS_RECORDED]
+        ),
+    )
 
 
 class WorkerServer:
@@ -136,7 +191,8 @@ class WorkerServer:
         limits: HttpLimits | None = None,
     ) -> None:
         limits = limits or HttpLimits()
-        routes = (*DecryptRoutes(detokenizer).routes(), *health_routes(health))
+        decrypt = DecryptRoutes(detokenizer)
+        routes = (*decrypt.routes(), *health_routes(health))
         pipeline = Pipeline(
             listener="worker",
             table=RouteTable(routes),
@@ -147,6 +203,7 @@ class WorkerServer:
             limiter=limiter,
             draining=draining,
             clock=clock,
+            refused=decrypt.refused,
         )
         self._listener = Listener(pipeline, name="worker", limits=limits, refuse=pipeline.refuse)
 

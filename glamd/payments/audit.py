@@ -47,17 +47,22 @@ _LOCK_HEAD: Final = """
 SELECT seq FROM cde.audit_heads ORDER BY month DESC LIMIT 1 FOR UPDATE
 """
 _END: Final = """
-SELECT h.month, h.seq, h.mac, coalesce(l.seq, 0) AS last_seq, l.mac AS last_mac
-FROM (SELECT month, seq, mac FROM cde.audit_heads ORDER BY month DESC LIMIT 1) h
+SELECT n.month, h.seq, h.mac, coalesce(l.seq, 0) AS last_seq, l.mac AS last_mac,
+       (SELECT mac FROM cde.decrypt_audit_log WHERE month = $1 AND seq = $2) AS known_mac
+FROM (SELECT greatest($1::date, (SELECT max(month) FROM cde.audit_heads),
+                      (SELECT max(month) FROM cde.decrypt_audit_log)) AS month) n
+LEFT JOIN cde.audit_heads h ON h.month = n.month
 LEFT JOIN LATERAL (
-    SELECT seq, mac FROM cde.decrypt_audit_log WHERE month = h.month ORDER BY seq DESC LIMIT 1
+    SELECT seq, mac FROM cde.decrypt_audit_log WHERE month = n.month ORDER BY seq DESC LIMIT 1
 ) l ON true
+WHERE n.month IS NOT NULL
 """
-_ADD_HEAD: Final = """
-INSERT INTO cde.audit_heads (month, seq, mac, updated_at) VALUES ($1, $2, $3, $4)
-"""
+"""Where the chain ends: the newest month that has a head or rows, or that this node has seen."""
+
 _SIGN_HEAD: Final = """
-UPDATE cde.audit_heads SET seq = $2, mac = $3, updated_at = $4 WHERE month = $1
+INSERT INTO cde.audit_heads (month, seq, mac, updated_at) VALUES ($1, $2, $3, $4)
+ON CONFLICT (month) DO UPDATE
+SET seq = excluded.seq, mac = excluded.mac, updated_at = excluded.updated_at
 """
 _APPEND: Final = """
 WITH head AS (
@@ -218,14 +223,17 @@ class Audit:
 
     async def _log_stored_head(self) -> None:
         """Log where the chain ends, whichever node wrote it; without a lock, in one snapshot."""
-        stored = await self._database.fetchrow(_END)
+        known = self._last
+        stored = await self._database.fetchrow(_END, *_place(known))
         if stored is None:
             return
-        head = self._verified(stored)
+        head = self._verified(stored, known)
         if head is None:
             self._report_damage(stored)
             return
-        self._last = head
+        # While it was read, a commit may have gone further.
+        if self._last is known:
+            self._last = head
         self._log_head()
 
     def _log_head(self) -> None:
@@ -321,14 +329,15 @@ class Audit:
         """The head to go on from, locked and signed in the table as it is returned."""
         await connection.execute(_LOCK_HEAD)
         # A statement of its own: the one that waited still sees the rows as they were before.
-        stored = await connection.fetchrow(_END)
+        known = self._last
+        stored = await connection.fetchrow(_END, *_place(known))
         if stored is None:
             return await self._open_month(connection, month, audit_chain.GENESIS)
-        head = self._verified(stored)
+        head = self._verified(stored, known)
         if head is not None and head.month >= month:
             return head
         if head is None:
-            head = self._resumed(stored)
+            head = self._resumed(stored, known)
         if head.month >= month:
             await self._sign(connection, head, audit_chain.open_head_mac(self._key, head))
             return head
@@ -336,24 +345,38 @@ class Audit:
         await self._sign(connection, head, closed)
         return await self._open_month(connection, month, head.row_mac)
 
-    def _verified(self, stored: Row) -> Head | None:
-        """The stored head, if it is open and fits the last row there is."""
+    def _verified(self, stored: Row, known: Head | None) -> Head | None:
+        """The stored head, if it is open, fits the last row there is, and comes after `known`."""
         if stored["last_seq"] != stored["seq"] or stored["last_mac"] is None:
             return None
         head = Head(stored["month"], stored["seq"], stored["last_mac"])
         mac = audit_chain.open_head_mac(self._key, head)
-        return head if hmac.compare_digest(mac, stored["mac"]) else None
+        if not hmac.compare_digest(mac, stored["mac"]):
+            return None
+        # Whatever this node has seen committed was there once: a chain that lacks it was set back,
+        # however well it fits together now, and also where others have written on since.
+        if known is not None and (
+            (head.month, head.seq) < (known.month, known.seq)
+            or stored["known_mac"] != known.row_mac
+        ):
+            return None
+        return head
 
-    def _resumed(self, stored: Row) -> Head:
-        """Go on behind everything that is there, in a way that no later walk takes for whole."""
+    def _resumed(self, stored: Row, known: Head | None) -> Head:
+        """Go on behind everything that is or was there, in a way that no later walk calls whole.
+
+        The numbers of rows that are gone stay free: somebody may still have them.
+        """
         self._report_damage(stored)
-        seq = max(stored["seq"], stored["last_seq"])
+        seq = max(stored["seq"] or 0, stored["last_seq"])
+        if known is not None and known.month == stored["month"]:
+            seq = max(seq, known.seq)
         mac = audit_chain.resumed_mac(self._key, month=stored["month"], seq=seq + 1)
         return Head(stored["month"], seq, mac)
 
     def _report_damage(self, stored: Row) -> None:
         _DAMAGED.inc()
-        log.error("audit_head_damaged", month=str(stored["month"]), seq=stored["seq"])
+        log.error("audit_head_damaged", month=str(stored["month"]), seq=stored["seq"] or 0)
 
     async def _sign(self, connection: Connection, head: Head, mac: bytes) -> None:
         await connection.execute(_SIGN_HEAD, head.month, head.seq, mac, self._clock.now())
@@ -361,25 +384,29 @@ class Audit:
     async def _open_month(self, connection: Connection, month: date, previous: bytes) -> Head:
         head = Head(month, 0, previous)
         mac = audit_chain.open_head_mac(self._key, head)
-        await connection.execute(_ADD_HEAD, month, 0, mac, self._clock.now())
+        await self._sign(connection, head, mac)
         return head
 
-    async def verify(self) -> AuditReport:
+    async def verify(self, *, head: Head | None = None) -> AuditReport:
         """Walk the whole chain in bounded memory, while others write, up to its first break.
 
-        Rows that come after the walk began are left for the next one. UnavailableError.
+        It must hold the row that this node knows as the last one, and that of `head`, an end that
+        was logged earlier. Rows that come after the walk began are left for the next one.
+        UnavailableError.
         """
+        walk = Walk(self._key, seen=[seen for seen in (self._last, head) if seen is not None])
         months = await self._database.fetch(_MONTHS)
-        walk = Walk(self._key)
         for number, month in enumerate(months):
             successor = months[number + 1]["month"] if number + 1 < len(months) else None
             found = await self._verify_month(walk, month, successor)
             if found is not None:
-                log.error(
-                    "audit_broken", month=str(found.month), seq=found.seq, reason=found.reason
-                )
-                return AuditReport(walk.rows, number + 1, found)
-        return AuditReport(walk.rows, len(months), None)
+                return _broken(walk, number + 1, found)
+        found = walk.end()
+        return (
+            _broken(walk, len(months), found)
+            if found
+            else AuditReport(walk.rows, len(months), None)
+        )
 
     async def _verify_month(self, walk: Walk, month: Row, successor: date | None) -> Break | None:
         head_seq = month["head_seq"]
@@ -400,6 +427,15 @@ class Audit:
             last_seq=month["last_seq"],
             successor=successor,
         )
+
+
+def _place(head: Head | None) -> tuple[date | None, int | None]:
+    return (None, None) if head is None else (head.month, head.seq)
+
+
+def _broken(walk: Walk, months: int, found: Break) -> AuditReport:
+    log.error("audit_broken", month=str(found.month), seq=found.seq, reason=found.reason)
+    return AuditReport(walk.rows, months, found)
 
 
 def _row(row: Row) -> AuditRow:

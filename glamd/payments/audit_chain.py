@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Literal
 
+from glamd.payments import card_numbers
+
 MAC_BYTES = 32
 """HMAC-SHA-256, not truncated."""
 
@@ -42,6 +44,7 @@ BreakReason = Literal[
     "head-changed",
     "month-chain",
     "after-damage",
+    "set-back",
 ]
 
 MONTHS_TRIED = 120
@@ -123,9 +126,10 @@ def next_month(month: date) -> date:
 
 
 def storable(entry: AuditEntry) -> AuditEntry:
-    """The entry as the database can hold it: texts cut to TEXT_LIMIT, NUL and lone surrogates gone.
+    """The entry as the database may hold it: texts cut to TEXT_LIMIT, NUL, surrogates, PANs gone.
 
-    An attempt with an absurd purpose is an attempt all the same and must get its row.
+    An attempt with an absurd purpose is an attempt all the same and must get its row, but a card
+    number that somebody put into it must not get there with it.
     """
     return AuditEntry(
         action=_storable(entry.action),
@@ -141,7 +145,8 @@ def storable(entry: AuditEntry) -> AuditEntry:
 
 
 def _storable(text: str) -> str:
-    text = text[:TEXT_LIMIT]
+    # Masked before it is cut, which could leave most of a card number; and not all of what is huge.
+    text = card_numbers.masked(text[: 2 * TEXT_LIMIT])[:TEXT_LIMIT]
     return text if text.isascii() and "\0" not in text else _UNSTORABLE.sub("�", text)
 
 
@@ -218,12 +223,14 @@ def extend(
 class Walk:
     """Checks a stored chain row by row, month by month, holding no more than one MAC.
 
-    Feed it `begin_month`, then every row of that month in order, then `end_month`; each of them
-    returns the Break it finds, after which the walk is over. `rows` counts those that verified.
+    Feed it `begin_month`, then every row of that month in order, then `end_month`, and `end` when
+    there are no more months; each of them returns the Break it finds, after which the walk is over.
+    `rows` counts those that verified. `seen` are ends of the chain that were known earlier.
     """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, *, seen: Sequence[Head] = ()) -> None:
         self._key = key
+        self._seen = sorted(seen, key=lambda head: (head.month, head.seq))
         self._end = Head(date.min, 0, GENESIS)
         self._months = 0
         self.rows = 0
@@ -245,8 +252,18 @@ class Walk:
         if not self._follows(row, self._end.row_mac):
             return self._why_row_differs(row)
         self._end = Head(month, row.seq, row.mac)
+        while self._seen and self._seen[0] == self._end:
+            del self._seen[0]
         self.rows += 1
         return None
+
+    def end(self) -> Break | None:
+        """Say whether every end that was known earlier has been passed."""
+        if not self._seen:
+            return None
+        gone = self._seen[0]
+        detail = "this row was the last one once and is not there: the chain was set back"
+        return Break(gone.month, gone.seq, "set-back", detail)
 
     def _why_row_differs(self, row: AuditRow) -> Break:
         if self._follows(row, resumed_mac(self._key, month=row.month, seq=row.seq)):

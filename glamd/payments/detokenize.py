@@ -4,9 +4,11 @@ Every attempt becomes an audit row, whatever comes of it; where the row cannot b
 nothing is revealed. Who the worker is was settled by mutual TLS before anything gets here.
 """
 
+import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final
 
 import orjson
 from prometheus_client import Counter
@@ -68,11 +70,20 @@ class Detokenizer:
         """
         try:
             clear = await self._open(look)
-        except GlamError as error:
-            await self._record(look, error.code)
+        except Exception as error:
+            # What nobody foresaw was an attempt all the same.
+            known = error if isinstance(error, GlamError) else InternalError("unforeseen")
+            await self._record(look, known.code)
             raise
         await self._record(look, "ok")
         return clear
+
+    async def refused(self, look: Look, code: str) -> None:
+        """Audit an attempt that was refused with `code` before it could be judged here.
+
+        Raises UnavailableError where the audit row is out of reach.
+        """
+        await self._record(look, code)
 
     async def _open(self, look: Look) -> dict[str, str | None]:
         grant = self._granted(look)
@@ -88,13 +99,7 @@ class Detokenizer:
         if expires_at <= self._clock.now() or ciphertext is None:
             raise GoneError("The payment token has expired.", code="TOKEN_EXPIRED")
         key = await self._keyring.version(version)
-        try:
-            packed = key.sealer.open_sealed(
-                ciphertext, associated_data=associated_data(look.token, version)
-            )
-        except CryptoError as error:
-            raise InternalError("The token's ciphertext does not open.") from error
-        card = cast("dict[str, str | None]", orjson.loads(packed))
+        card = _unsealed(key, ciphertext, token=look.token)
         return {field: card.get(field) for field in look.fields}
 
     def _granted(self, look: Look) -> Grant:
@@ -115,7 +120,10 @@ class Detokenizer:
         allowance.tokens = min(limit, allowance.tokens + earned)
         allowance.at_s = now_s
         if allowance.tokens < 1.0:
-            raise RateLimitedError("The worker looks more often than its grant allows.")
+            raise RateLimitedError(
+                "The worker looks more often than its grant allows.",
+                retry_after_s=math.ceil((1.0 - allowance.tokens) / grant.rate_per_s),
+            )
         allowance.tokens -= 1.0
 
     async def _record(self, look: Look, outcome: str) -> None:
@@ -133,3 +141,21 @@ class Detokenizer:
             )
         )
         _LOOKS.labels(outcome).inc()
+
+
+def _unsealed(key: DataKey, ciphertext: bytes, *, token: str) -> dict[str, str | None]:
+    """What was sealed of the card, by field; InternalError where it is not what was sealed."""
+    try:
+        packed = key.sealer.open_sealed(
+            ciphertext, associated_data=associated_data(token, key.version)
+        )
+    except CryptoError as error:
+        raise InternalError("The token's ciphertext does not open.") from error
+    card: dict[str, str | None] | None = None
+    # The error would hold the whole card, so it is left behind and ours raised outside of it.
+    with suppress(orjson.JSONDecodeError):
+        card = orjson.loads(packed)
+    packed[:] = bytes(len(packed))
+    if not isinstance(card, dict):
+        raise InternalError("The token's ciphertext holds no card.")
+    return card

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import sys
-from collections.abc import AsyncIterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 import structlog
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from glamd.db import Database
@@ -20,7 +21,7 @@ from glamd.errors import UnavailableError
 from glamd.keys.keyrings import Keyring, MacKey
 from glamd.payments import audit as audit_module
 from glamd.payments.audit import Audit
-from glamd.payments.audit_chain import Break
+from glamd.payments.audit_chain import Break, Head
 from tests.support.audit_writer import entry
 from tests.support.database_proxy import DatabaseProxy
 from tests.support.keys import load_keyrings
@@ -204,12 +205,16 @@ async def test_an_empty_log_verifies(audit: Audit) -> None:
 
 
 DAMAGED = [
-    (f"UPDATE {HEADS} SET mac = ''", "after-damage"),
-    (f"UPDATE {HEADS} SET seq = 3, mac = ''", "after-damage"),
-    (f"DELETE FROM {LOG} WHERE seq > 3", "missing"),
-    (f"DELETE FROM {LOG} WHERE seq > 3; UPDATE {HEADS} SET seq = 3", "after-damage"),
-    (COPY.replace(JAN, NOV) % 6, "changed"),
+    (f"UPDATE {HEADS} SET mac = ''", "after-damage", "after-damage"),
+    (f"UPDATE {HEADS} SET seq = 3, mac = ''", "after-damage", "after-damage"),
+    (f"DELETE FROM {LOG} WHERE seq > 3", "missing", "missing"),
+    # Who has seen the rows 4 and 5 leaves their numbers free.
+    (f"DELETE FROM {LOG} WHERE seq > 3; UPDATE {HEADS} SET seq = 3", "missing", "after-damage"),
+    (f"DELETE FROM {HEADS}", "after-damage", "after-damage"),
+    (COPY.replace(JAN, NOV) % 6, "changed", "changed"),
 ]
+"""What is done to five rows, and what a walk calls it after a node that knew them wrote on, or one
+that did not."""
 
 
 @pytest.mark.parametrize("restarted", [True, False])
@@ -221,7 +226,8 @@ async def test_writing_goes_on_after_damage_and_does_not_cover_it_up(
     keyring: Keyring[MacKey],
     clock: SettableClock,
 ) -> None:
-    for sql, reason in DAMAGED:
+    for sql, reason_if_known, reason_if_not in DAMAGED:
+        reason = reason_if_not if restarted else reason_if_known
         clock.set(datetime(2025, 11, 30, tzinfo=UTC))
         async with running(database, keyring, clock) as audit:
             await write(audit, 5)
@@ -235,6 +241,191 @@ async def test_writing_goes_on_after_damage_and_does_not_cover_it_up(
             await write(audit, 5, prefix="december")
             assert (await broken(audit)).reason == reason, sql
         await by_hand.execute(f"TRUNCATE {LOG}; TRUNCATE {HEADS}")
+
+
+# ---- a chain set back as a whole
+
+
+async def set_back(by_hand: asyncpg.Connection, audit: Audit, _clock: SettableClock) -> None:
+    """Write five rows and restore what there was after three, heads and all."""
+    await write(audit, 3)
+    backup = await copy_of(by_hand)
+    await write(audit, 2, prefix="lost")
+    async with by_hand.transaction():
+        await put_back(by_hand, backup)
+
+
+async def wipe(by_hand: asyncpg.Connection, audit: Audit, _clock: SettableClock) -> None:
+    """Write five rows and leave nothing, as if there had never been any."""
+    await write(audit, 5)
+    await by_hand.execute(f"TRUNCATE {LOG}; TRUNCATE {HEADS}")
+
+
+async def forget_the_newest_month(
+    by_hand: asyncpg.Connection, audit: Audit, clock: SettableClock
+) -> None:
+    """Restore a month's end as it was before the next month opened."""
+    await write(audit, 3)
+    backup = await copy_of(by_hand)
+    clock.set(datetime(2025, 12, 1, tzinfo=UTC))
+    await write(audit, 5, prefix="lost")
+    async with by_hand.transaction():
+        await put_back(by_hand, backup)
+
+
+Doing = Callable[[asyncpg.Connection, Audit, SettableClock], Awaitable[None]]
+SET_BACK: list[tuple[Doing, tuple[date, int], tuple[date, int, str]]] = [
+    (set_back, (NOVEMBER, 5), (NOVEMBER, 4, "missing")),
+    (wipe, (NOVEMBER, 5), (NOVEMBER, 1, "missing")),
+    (forget_the_newest_month, (DECEMBER, 5), (NOVEMBER, 3, "head-changed")),
+]
+
+
+@pytest.mark.parametrize(("do", "last", "marked"), SET_BACK)
+async def test_a_chain_set_back_is_found_by_the_daemon_that_wrote_what_is_gone(
+    *,
+    by_hand: asyncpg.Connection,
+    clock: SettableClock,
+    audit: Audit,
+    do: Doing,
+    last: tuple[date, int],
+    marked: tuple[date, int, str],
+) -> None:
+    del marked
+    await do(by_hand, audit, clock)
+    found = await broken(audit)
+    assert (found.month, found.seq, found.reason) == (*last, "set-back")
+
+
+@pytest.mark.parametrize("month", [NOVEMBER, DECEMBER, JANUARY])
+@pytest.mark.parametrize(("do", "last", "marked"), SET_BACK)
+async def test_the_next_row_after_a_chain_was_set_back_marks_it_for_good_and_for_everybody(
+    *,
+    by_hand: asyncpg.Connection,
+    database: Database,
+    keyring: Keyring[MacKey],
+    clock: SettableClock,
+    audit: Audit,
+    do: Doing,
+    last: tuple[date, int],
+    marked: tuple[date, int, str],
+    month: date,
+) -> None:
+    await do(by_hand, audit, clock)
+    clock.set(datetime(month.year, month.month, 20, tzinfo=UTC))
+    before = damages()
+    with capture_logs() as logs:
+        await write(audit, 1, prefix="next")
+        await write(audit, 2, prefix="next")
+    damaged = [line for line in logs if line["event"] == "audit_head_damaged"]
+    assert [line["month"] for line in damaged] == [str(last[0])]
+    assert damages() == before + 1
+    assert (await stored(database))[-3:] == ["next-0", "next-0", "next-1"]
+    async with running(database, keyring, clock) as restarted:
+        for _ in range(2):
+            found = await broken(restarted)
+            # Of a month that was left behind, it is the tail that is gone.
+            reason = "tail-cut" if marked[2] == "missing" and month > last[0] else marked[2]
+            assert (found.month, found.seq, found.reason) == (*marked[:2], reason)
+            await write(restarted, 1, prefix="later")
+
+
+def damages() -> float:
+    return REGISTRY.get_sample_value("glamd_audit_damaged_total") or 0.0
+
+
+async def test_others_who_wrote_on_after_it_was_set_back_do_not_cover_it_up(
+    by_hand: asyncpg.Connection,
+    database: Database,
+    keyring: Keyring[MacKey],
+    clock: SettableClock,
+    audit: Audit,
+) -> None:
+    await set_back(by_hand, audit, clock)
+    async with running(database, keyring, clock) as ignorant:
+        await write(ignorant, 4, prefix="other")
+        assert (await ignorant.verify()).ok
+        found = await broken(audit)
+        assert (found.seq, found.reason) == (5, "set-back")
+        await write(audit, 1, prefix="mark")
+        found = await broken(ignorant)
+        assert (found.seq, found.reason) == (8, "after-damage")
+
+
+@pytest.mark.parametrize(("do", "last", "marked"), SET_BACK)
+async def test_a_chain_set_back_is_reported_when_its_head_is_to_be_logged(
+    *,
+    by_hand: asyncpg.Connection,
+    database: Database,
+    keyring: Keyring[MacKey],
+    clock: SettableClock,
+    monkeypatch: pytest.MonkeyPatch,
+    do: Doing,
+    last: tuple[date, int],
+    marked: tuple[date, int, str],
+) -> None:
+    del marked
+    monkeypatch.setattr(audit_module, "HEAD_EVERY_S", 0.001)
+    seen = asyncio.Event()
+
+    def watch(_logger: object, _name: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        if line["event"] == "audit_head_damaged" and line["month"] == str(last[0]):
+            seen.set()
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[watch])
+    try:
+        async with running(database, keyring, clock) as audit:
+            await do(by_hand, audit, clock)
+            async with asyncio.timeout(PATIENCE_S):
+                await seen.wait()
+    finally:
+        structlog.reset_defaults()
+
+
+async def test_a_restarted_daemon_is_told_by_a_head_that_was_logged_earlier(
+    by_hand: asyncpg.Connection,
+    database: Database,
+    keyring: Keyring[MacKey],
+    clock: SettableClock,
+) -> None:
+    with capture_logs() as logs:
+        async with running(database, keyring, clock) as writer:
+            await set_back(by_hand, writer, clock)
+    (line,) = [line for line in logs if line["event"] == "audit_head"]
+    head = Head(date.fromisoformat(line["month"]), line["seq"], bytes.fromhex(line["mac"]))
+    assert (head.month, head.seq) == (NOVEMBER, 5)
+    async with running(database, keyring, clock) as restarted:
+        assert (await restarted.verify()).ok
+        report = await restarted.verify(head=head)
+        assert report.first_broken is not None
+        assert (report.first_broken.seq, report.first_broken.reason) == (5, "set-back")
+        # Written on past it, the numbers are there again and the row is another one.
+        await write(restarted, 5, prefix="on")
+        report = await restarted.verify(head=head)
+        assert report.first_broken is not None
+        assert (report.first_broken.seq, report.first_broken.reason) == (5, "set-back")
+        mac = await database.fetchval(f"SELECT mac FROM {LOG} WHERE seq = 2")
+        assert (await restarted.verify(head=Head(NOVEMBER, 2, mac))).ok
+
+
+async def test_looking_at_the_head_while_nodes_write_is_never_taken_for_damage(
+    elsewhere: Database,
+    database: Database,
+    keyring: Keyring[MacKey],
+    clock: SettableClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(audit_module, "HEAD_EVERY_S", 0.0001)
+    before = damages()
+    async with (
+        running(database, keyring, clock) as one,
+        running(elsewhere, keyring, clock) as other,
+    ):
+        await asyncio.gather(one_by_one(one, "a", 100), one_by_one(other, "o", 100))
+        assert (await one.verify()).ok
+        assert (await other.verify()).ok
+    assert damages() == before
 
 
 # ---- writers at once
@@ -506,6 +697,12 @@ async def test_a_row_holds_what_was_told_even_when_that_is_absurd(
     assert (row["action"], row["actor"], row["outcome"]) == ("decrypt", "settler", "ok")
     assert row["fields"] == list(absurd.fields)
     assert row["purpose"] == "\ufffd" * 10 + "x" * 502
+    await audit.append(
+        replace(absurd, subject="ptk_4242424242424242", purpose="4242-4242-4242-4242", ip="x" * 9)
+    )
+    kept = await database.fetchval(f"SELECT string_agg(l::text, ' ') FROM {LOG} l")
+    assert "4242" not in kept
+    assert "ptk_****************" in kept
     assert (await audit.verify()).ok
 
 

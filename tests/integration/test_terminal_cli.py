@@ -16,7 +16,7 @@ from device_gateway import terminal_cli
 from device_gateway.mqtt import codec
 from device_gateway.mqtt.codec import ReasonCode, Version
 from tests.support.mqtt_tls import Authority
-from tests.support.scripted_mqtt import ScriptedServer, refusal
+from tests.support.scripted_mqtt import ScriptedServer, ok, refusal
 from tests.support.terminal_devices import enrolled
 
 PAN = "4242424242424242"
@@ -102,7 +102,7 @@ def home(authority: Authority, server: ScriptedServer, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def state_dir(authority: Authority, server: ScriptedServer, home: Path, tmp_path: Path) -> Path:
-    """As `glamd dev` leaves it, with two terminals of a load enrolled earlier."""
+    """As `glamd dev` leaves it, with two terminals for a load and two for swipes from earlier."""
     directory = tmp_path / "state"
     listed = orjson.loads((home / "device.json").read_bytes())
     for name in ("cert", "key", "ca"):
@@ -111,6 +111,9 @@ def state_dir(authority: Authority, server: ScriptedServer, home: Path, tmp_path
         made = enrolled(authority, tmp_path / "made", server.port, number=10 + number)
         (directory / "load").mkdir(parents=True, exist_ok=True)
         made.rename(directory / "load" / f"{number:05d}")
+        made = enrolled(authority, tmp_path / "made", server.port, number=20 + number)
+        (directory / "swipe").mkdir(parents=True, exist_ok=True)
+        made.rename(directory / "swipe" / f"{number:02d}")
     document = {
         "admin": {"socket": str(directory / "admin.sock")},
         "merchant_id": listed["merchant_id"],
@@ -232,13 +235,31 @@ async def test_a_swipe_for_programs_is_one_line_of_json_from_a_real_process(
     result = await finished(process)
     [line] = result.out.splitlines()
     told = json.loads(line)
-    assert (result.status, told["status"], told["device_id"]) == (0, "ok", "dev-1")
+    assert (result.status, told["status"], told["device_id"]) == (0, "ok", "dev-20")
     assert told["ms"] > 0
     [request] = server.requests
     assert (request["format"], request["entry_mode"]) == ("emv-tlv", "chip")
     assert isinstance(request["mac"], str)
     assert server.connects[0].version is Version.V311
     assert PAN not in result.everything
+
+
+async def test_swipes_at_the_same_time_tap_with_a_device_each_and_never_with_the_demos(
+    server: ScriptedServer, state_dir: Path
+) -> None:
+    server.respond = lambda _request: None
+    first = await started("swipe", PAN, "--state-dir", state_dir)
+    try:
+        await server.until(lambda: len(server.requests) == 1)
+        server.respond = ok
+        second = await finished(await started("swipe", PAN, "--state-dir", state_dir))
+        assert (second.status, second.err) == (0, "")
+    finally:
+        first.kill()
+        await first.communicate()
+    third = await finished(await started("swipe", PAN, "--state-dir", state_dir))
+    assert third.status == 0
+    assert [connect.client_id for connect in server.connects] == ["dev-20", "dev-21", "dev-20"]
 
 
 async def test_two_swipes_use_two_counters(run: Run, server: ScriptedServer, home: Path) -> None:

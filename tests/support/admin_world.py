@@ -22,7 +22,7 @@ from glamd.errors import ConflictError, FieldError, ForbiddenError, NotFoundErro
 from glamd.keys.store import KeySet, KeyVersion
 from glamd.merchants.store import Merchant
 from glamd.payments.audit import AuditReport
-from glamd.payments.audit_chain import Break
+from glamd.payments.audit_chain import Break, Head
 from tests.support.http_fakes import CLIENT_SECRET, INTERNAL_SECRET, MERCHANT, NOW
 from tests.support.http_world import World
 
@@ -227,9 +227,11 @@ class FakeAudit:
 
     def __init__(self) -> None:
         self.broken: Break | None = None
+        self.heads: list[Head | None] = []
 
-    async def verify(self) -> AuditReport:
+    async def verify(self, *, head: Head | None = None) -> AuditReport:
         """What a walk would find."""
+        self.heads.append(head)
         return AuditReport(rows=12, partitions=2, first_broken=self.broken)
 
     def damage(self) -> None:

@@ -136,6 +136,7 @@ class FakeDetokenizer:
 
     def __init__(self) -> None:
         self.looks: list[Look] = []
+        self.refusals: list[tuple[Look, str]] = []
         self.fails: GlamError | None = None
 
     async def decrypt(self, look: Look) -> dict[str, str | None]:
@@ -145,6 +146,12 @@ class FakeDetokenizer:
             raise self.fails
         card: dict[str, str | None] = {"pan": "4111111111111111", "expiry": "3112", "emv": None}
         return {name: card.get(name) for name in look.fields}
+
+    async def refused(self, look: Look, code: str) -> None:
+        """Remember the row, or have none."""
+        if self.fails is not None:
+            raise self.fails
+        self.refusals.append((look, code))
 
 
 def claims(**changes: object) -> dict[str, Any]:

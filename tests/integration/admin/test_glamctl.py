@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import stat
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from click.testing import Result
 from device_gateway.terminal_device import load_device
 from glamd.admin import cli_db, migrate
 from glamd.keys.ceremony import key_check_value
+from glamd.payments.audit_chain import Head
 from tests.support.admin_world import INITIAL_KEY, KSN, PRIVATE_KEY, AdminWorld
 from tests.support.http_fakes import (
     CLIENT_SECRET,
@@ -145,6 +147,29 @@ class TestAnswers:
         other = ("device", "list", "--json", "--merchant")
         assert len(done_json(await running.glamctl(*other, str(MERCHANT)))) == 1
         assert done_json(await running.glamctl(*other, "0" * 8 + str(MERCHANT)[8:])) == []
+
+    async def test_a_head_out_of_the_log_is_what_the_chain_is_held_to(
+        self, running: AdminWorld
+    ) -> None:
+        mac = "0123456789abcdef" * 4
+        for month in ("2030-01-01", "2030-01"):
+            done(await running.glamctl("audit", "verify", "--head", f"{month}:17:{mac}"))
+        done(await running.glamctl("audit", "verify"))
+        head = Head(date(2030, 1, 1), 17, bytes.fromhex(mac))
+        assert running.audit.heads == [head, head, None]
+
+    @pytest.mark.parametrize(
+        "head",
+        ["", "2030-01", "2030-13:1:", "2030-01-02:1:", "0000-01:1:", "2030-01:0:", "2030-01:-1:"],
+    )
+    async def test_what_is_no_head_is_refused_and_nothing_is_verified(
+        self, running: AdminWorld, head: str
+    ) -> None:
+        given = head + "ab" * 32 if head.endswith(":") else head
+        result = await running.glamctl("audit", "verify", "--head", given)
+        assert result.exit_code == 1
+        assert "VALIDATION_ERROR" in result.stderr
+        assert running.audit.heads == []
 
     async def test_a_broken_chain_is_named_and_an_exit_status(self, running: AdminWorld) -> None:
         running.audit.damage()

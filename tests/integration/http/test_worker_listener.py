@@ -167,34 +167,150 @@ class TestDecrypt:
         assert code(reply) == (status, expected)
         assert ("retry-after" in reply.headers) == (status in (429, 503))
 
-    async def test_what_cannot_be_a_token_is_not_looked_at(self, world: World, wire: Wire) -> None:
-        path = "/internal/v1/payment-tokens/4111111111111111/decrypt"
-        assert code(await post(wire, GOOD, path=path)) == (404, "TOKEN_NOT_FOUND")
-        assert not world.detokenizer.looks
+    async def test_what_cannot_be_a_token_is_the_detokenizers_to_refuse(
+        self, world: World, wire: Wire
+    ) -> None:
+        # The grant is judged before anything is said about a token, however it is spelt.
+        world.detokenizer.fails = ForbiddenError("Outside the grant.")
+        for token in ("4111111111111111", "ptk_short", "ptk_%00%2F" + "a" * 20, "ptk_" + "a" * 65):
+            path = f"/internal/v1/payment-tokens/{token}/decrypt"
+            assert code(await post(wire, GOOD, path=path)) == (403, "FORBIDDEN")
+        assert [look.token for look in world.detokenizer.looks] == ["-"] * 4
+        assert not world.detokenizer.refusals
 
-    async def test_the_listeners_own_rate_is_by_worker(
+    async def test_the_rate_of_a_worker_is_its_grants_and_not_the_listeners(
         self, world: World, workers: Workers
     ) -> None:
         world.burst, world.rate_per_s = 1, 0.5
-        other = workers.authority.issue("other", f"spiffe://{TRUST_DOMAIN}/worker/other")
-        async with world.worker(workers.context()) as port:
-            async with as_worker(port, workers.trusting()) as wire:
+        async with (
+            world.worker(workers.context()) as port,
+            as_worker(port, workers.trusting()) as wire,
+        ):
+            for _ in range(5):
                 assert (await post(wire, GOOD)).status == 200
-                reply = await post(wire, GOOD)
-                assert code(reply) == (429, "RATE_LIMITED")
-                assert reply.headers["retry-after"] == "2"
-            async with as_worker(port, workers.trusting(other)) as wire:
-                assert (await post(wire, GOOD)).status == 200
+            world.detokenizer.fails = RateLimitedError("Over the grant's rate.", retry_after_s=7)
+            reply = await post(wire, GOOD)
+            assert code(reply) == (429, "RATE_LIMITED")
+            assert reply.headers["retry-after"] == "7"
+        assert len(world.detokenizer.looks) == 6
+
+    async def test_whoever_is_no_worker_is_held_to_the_listeners_rate(
+        self, world: World, workers: Workers
+    ) -> None:
+        world.burst, world.rate_per_s = 1, 0.5
+        nobody = workers.authority.issue("nobody")
+        async with (
+            world.worker(workers.context()) as port,
+            as_worker(port, workers.trusting(nobody)) as wire,
+        ):
+            assert (await post(wire, GOOD)).status == 401
+            assert (await post(wire, GOOD)).status == 429
 
     async def test_a_draining_daemon_reveals_nothing(self, world: World, wire: Wire) -> None:
         world.draining = True
         assert code(await post(wire, GOOD)) == (503, "UNAVAILABLE")
         assert not world.detokenizer.looks
+        assert [said for _, said in world.detokenizer.refusals] == ["UNAVAILABLE"]
 
     async def test_the_api_listeners_routes_are_not_here(self, wire: Wire) -> None:
         reply = await wire.ask(f"GET /api/v1/payment-tokens/{TOKEN} HTTP/1.1")
         assert code(reply) == (404, "NOT_FOUND")
         assert code(await wire.ask(f"GET {PATH} HTTP/1.1")) == (405, "METHOD_NOT_ALLOWED")
+
+
+PAN = "4242424242424242"
+
+
+class TestRefusedBeforeTheDetokenizer:
+    """Requests of a worker that never come to be judged: each of them is one row all the same."""
+
+    @pytest.mark.parametrize(
+        ("body", "lines", "expected", "purpose", "fields"),
+        [
+            (b"{", (), "MALFORMED_JSON", "", ()),
+            (b'{"purpose": "a", "purpose": "b"}', (), "MALFORMED_JSON", "", ()),
+            ([], (), "VALIDATION_ERROR", "", ()),
+            ({}, (), "VALIDATION_ERROR", "", ()),
+            (GOOD | {"why": PAN}, (), "VALIDATION_ERROR", "settlement", ("pan", "expiry")),
+            (GOOD | {"purpose": f"for {PAN}"}, (), "VALIDATION_ERROR", "-", ("pan", "expiry")),
+            (GOOD | {"purpose": "a\n"}, (), "VALIDATION_ERROR", "-", ("pan", "expiry")),
+            (GOOD | {"purpose": None}, (), "VALIDATION_ERROR", "-", ("pan", "expiry")),
+            (GOOD | {"purpose": {"a": PAN}}, (), "VALIDATION_ERROR", "-", ("pan", "expiry")),
+            (GOOD | {"fields": ["pan", "pan"]}, (), "VALIDATION_ERROR", "settlement", ("pan",) * 2),
+            (GOOD | {"fields": ["emv", PAN]}, (), "VALIDATION_ERROR", "settlement", ("emv", "-")),
+            (GOOD | {"fields": [[], {}]}, (), "VALIDATION_ERROR", "settlement", ("-", "-")),
+            (GOOD | {"fields": [7] * 999}, (), "VALIDATION_ERROR", "settlement", ("-",) * 16),
+            (GOOD | {"fields": PAN}, (), "VALIDATION_ERROR", "settlement", ("-",)),
+            (GOOD, ("Content-Type: text/plain",), "UNSUPPORTED_MEDIA_TYPE", "", ()),
+            (GOOD, ("Content-Encoding: gzip",), "UNSUPPORTED_MEDIA_TYPE", "", ()),
+            (b" " * 262_145, (), "BODY_TOO_LARGE", "", ()),
+        ],
+    )
+    async def test_what_is_wrong_with_a_body_is_the_outcome_of_one_row(
+        self,
+        *,
+        world: World,
+        wire: Wire,
+        body: object,
+        lines: tuple[str, ...],
+        expected: str,
+        purpose: str,
+        fields: tuple[str, ...],
+    ) -> None:
+        kind = "" if any("Content-Type" in line for line in lines) else "application/json"
+        reply = await post(wire, body, "X-Correlation-ID: order-7", *lines, kind=kind)
+        assert code(reply)[1] == expected
+        ((look, said),) = world.detokenizer.refusals
+        assert said == expected
+        assert (look.worker, look.ip, look.token) == ("settler", "127.0.0.1", TOKEN)
+        assert len(look.certificate_sha256) == 64
+        assert (look.purpose, look.fields, look.correlation_id) == (purpose, fields, "order-7")
+        assert not world.detokenizer.looks
+
+    async def test_neither_is_a_wrong_path_with_a_wrong_body_kept_as_it_came(
+        self, world: World, wire: Wire
+    ) -> None:
+        reply = await post(wire, b"{", path=f"/internal/v1/payment-tokens/{PAN}/decrypt")
+        assert code(reply) == (400, "MALFORMED_JSON")
+        ((look, said),) = world.detokenizer.refusals
+        assert (look.token, said) == ("-", "MALFORMED_JSON")
+
+    @pytest.mark.parametrize("lines", [(), ("Content-Encoding: gzip",)], ids=["body", "head"])
+    async def test_without_a_row_not_even_the_refusal_is_answered(
+        self, world: World, wire: Wire, lines: tuple[str, ...]
+    ) -> None:
+        world.detokenizer.fails = UnavailableError("The audit row cannot be written.")
+        reply = await post(wire, b"{", *lines)
+        assert code(reply) == (503, "UNAVAILABLE")
+        assert "retry-after" in reply.headers
+
+    async def test_chunks_that_grow_too_large_are_a_row(self, world: World, wire: Wire) -> None:
+        await wire.send(
+            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        await wire.send((b"10000\r\n" + b" " * 65536 + b"\r\n") * 5)
+        assert code(await wire.reply()) == (413, "BODY_TOO_LARGE")
+        assert [said for _, said in world.detokenizer.refusals] == ["BODY_TOO_LARGE"]
+
+    async def test_a_card_number_is_no_correlation_id(self, world: World, wire: Wire) -> None:
+        for name in ("X-Request-ID", "X-Correlation-ID"):
+            for given in (PAN, "4242-4242-4242-4242", f"order-{PAN}"):
+                reply = await post(wire, GOOD, f"{name}: {given}")
+                assert "4242" not in json.dumps(reply.headers)
+                assert "4242" not in json.dumps(reply.json["meta"])
+        assert not [look for look in world.detokenizer.looks if "4242" in look.correlation_id]
+
+    async def test_others_than_workers_and_other_paths_leave_no_row(
+        self, world: World, workers: Workers, port: int
+    ) -> None:
+        async with as_worker(port, workers.trusting()) as wire:
+            assert (await wire.ask(f"GET {PATH} HTTP/1.1")).status == 405
+            assert (await wire.ask("GET /healthz HTTP/1.1")).status == 200
+        files = workers.authority.issue("odd", f"spiffe://{TRUST_DOMAIN}/device/dev_1")
+        async with as_worker(port, workers.trusting(files)) as wire:
+            assert (await post(wire, b"{")).status == 403
+        assert not world.detokenizer.refusals
 
 
 class TestWho:
@@ -402,7 +518,7 @@ class TestBodies:
         assert await wire.closed()
 
     async def test_a_worker_that_goes_away_mid_body_is_nobodys_trouble(
-        self, port: int, workers: Workers, wire: Wire
+        self, world: World, port: int, workers: Workers, wire: Wire
     ) -> None:
         with structlog.testing.capture_logs() as logs:
             async with as_worker(port, workers.trusting()) as leaving:
@@ -413,6 +529,7 @@ class TestBodies:
                 while not any(entry.get("status") == 499 for entry in logs):
                     assert (await wire.ask("GET /healthz HTTP/1.1")).status == 200
         assert not [entry for entry in logs if entry["log_level"] == "error"]
+        assert [said for _, said in world.detokenizer.refusals] == ["CLIENT_GONE"]
 
 
 class TestSlowWorkers:
@@ -443,6 +560,7 @@ class TestSlowWorkers:
         )
         assert await wire.closed()
         assert not world.detokenizer.looks
+        assert [said for _, said in world.detokenizer.refusals] == ["SLOW_BODY"]
 
     async def test_a_hundred_silent_ones_cost_a_worker_nothing(
         self, port: int, workers: Workers

@@ -275,6 +275,66 @@ def test_a_text_that_the_database_cannot_hold_is_made_storable_not_refused() -> 
     assert audit_chain.storable(stored) == stored
 
 
+def test_a_card_number_in_any_text_does_not_get_into_a_row() -> None:
+    pan = "4242424242424242"
+    hostile = AuditEntry(
+        action=pan,
+        actor=f"w-{pan}",
+        certificate_sha256=pan,
+        ip=pan,
+        subject=f"ptk_{pan}",
+        fields=("pan", "4242 4242 4242 4242"),
+        purpose=f"settle.{pan}",
+        outcome=pan,
+        # Cut first, it would leave all but one of the digits.
+        correlation_id="x" * (audit_chain.TEXT_LIMIT - 15) + pan,
+    )
+    stored = audit_chain.storable(hostile)
+    assert "4242" not in repr(stored)
+    assert stored.subject == "ptk_" + "*" * 16
+    assert stored.fields == ("pan", "**** **** **** ****")
+    assert stored.correlation_id.endswith("x" + "*" * 15)
+    assert len(stored.correlation_id) == audit_chain.TEXT_LIMIT
+    assert audit_chain.storable(stored) == stored
+
+
+def test_ids_that_machines_make_are_kept_whole() -> None:
+    kept = replace(
+        entry("ptk_01HQ7V3K9M2N4P5R6S7T8V9W0X"),
+        certificate_sha256="4242424242424242" * 3 + "ab" * 8,
+        correlation_id="4242424242424242" + "deadbeef" * 2,
+    )
+    assert audit_chain.storable(kept) == kept
+
+
+def test_a_chain_is_whole_only_with_every_end_that_was_known_earlier(stored: Stored) -> None:
+    def walked(*seen: Head) -> Break | None:
+        walk = audit_chain.Walk(KEY, seen=seen)
+        for month in stored.months:
+            assert walk.begin_month(month.month, has_head=True) is None
+            assert not [found for row in month.rows if (found := walk.row(row))]
+        return walk.end()
+
+    november = stored.months[1]
+    assert stored.end is not None
+    known = Head(NOVEMBER, 3, november.rows[2].mac)
+    assert walked() is None
+    assert walked(stored.end, known, known) is None
+    for gone in (
+        replace(known, row_mac=bytes(32)),
+        replace(known, seq=4),
+        replace(known, seq=6),
+        replace(known, month=date(2025, 9, 1)),
+        replace(known, month=date(2026, 1, 1)),
+    ):
+        found = walked(stored.end, gone)
+        assert found is not None
+        assert (found.month, found.seq, found.reason) == (gone.month, gone.seq, "set-back")
+    empty = audit_chain.Walk(KEY, seen=[known]).end()
+    assert empty is not None
+    assert (empty.month, empty.seq, empty.reason) == (NOVEMBER, 3, "set-back")
+
+
 def test_a_mac_is_what_the_documentation_says() -> None:
     """Seven years of rows hang on this encoding: computed here by other means, as docs/audit.md."""
 

@@ -1,0 +1,534 @@
+"""`glamd dev` as its users meet it: a process with a state directory, a `dev.json` and signals."""
+
+import asyncio
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import orjson
+import pytest
+from click.testing import CliRunner
+
+import glamd.__main__ as glamd
+from bench.harness import PROGRAMS, DevDaemon
+from device_gateway.terminal import Answer
+from device_gateway.terminal_card import TEST_CARDS
+from tests.faults.kill_daemon import kill_under_load
+from tests.faults.replay import replay
+from tests.support.at_terminal import at_terminal
+from tests.support.dev_client import Caller, ask, decrypted, own_device, rest, tap, watched
+from tests.support.processes import Process, at_work_in, descendants, until
+
+CONFIG = 78
+LONG_S = 30.0
+ANY_PORTS = ("--http-port", "0", "--worker-port", "0", "--mqtt-port", "0")
+DEVICE_KEYS = ["device_id", "merchant_id", "scheme", "key_set", "ksn", "cert", "key", "ca", "mqtt"]
+TOKENS = "/api/v1/payment-tokens"
+TAP = re.compile(
+    r"^\d\d:\d\d:\d\d (tdes|aes)-dukpt +dev_\w+  (\w+) +•••• (\d{4})  (ptk_\w{26})  [\d.]+ ms$",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Past:
+    """A `glamd dev` that ran once and was stopped: its directory, and what happened in it."""
+
+    state_dir: Path
+    description: dict[str, object]
+    payload: bytes
+    answer: Answer
+
+    @property
+    def token(self) -> str:
+        """The token that was made."""
+        return self.answer.text("token")
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
+    """A state directory to copy from."""
+    daemon = DevDaemon(tmp_path_factory.mktemp("dev") / "state")
+
+    async def tapped() -> tuple[bytes, Answer]:
+        device = await own_device(daemon)
+        payload = tap(device, "long-ago")
+        [answer] = await ask(device, payload)
+        return payload, answer
+
+    try:
+        daemon.start()
+        payload, answer = asyncio.run(tapped())
+        assert answer.ok
+        description = daemon.description
+        assert daemon.stop() == 0
+        yield Past(daemon.state_dir, description, payload, answer)
+    finally:
+        daemon.stop()
+        shutil.rmtree(daemon.state_dir)
+
+
+def copied(past: Past, target: Path) -> Path:
+    """A copy with owners, since PostgreSQL's files may be another user's."""
+    subprocess.run(["cp", "--archive", past.state_dir, target], check=True, timeout=LONG_S)
+    return target
+
+
+@pytest.fixture
+def state_dir(past: Past, tmp_path: Path) -> Iterator[Path]:
+    """A state directory that was used before."""
+    yield copied(past, tmp_path / "state")
+    shutil.rmtree(tmp_path / "state")
+
+
+@contextmanager
+def running(daemon: DevDaemon) -> Iterator[DevDaemon]:
+    """Start it, and let it not outlive its test."""
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def pair(
+    past: Past, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[DevDaemon, DevDaemon]]:
+    """One with its demo and one without, started again at the same time."""
+    homes = [tmp_path_factory.mktemp(name) / "state" for name in ("tapping", "quiet")]
+    daemons = (DevDaemon(homes[0], demo=True), DevDaemon(homes[1]))
+    try:
+        for daemon in daemons:
+            copied(past, daemon.state_dir)
+            daemon.launch()
+        for daemon in daemons:
+            daemon.wait_until_ready()
+        yield daemons
+    finally:
+        for daemon in daemons:
+            daemon.stop()
+            shutil.rmtree(daemon.state_dir)
+
+
+@pytest.fixture
+def tapping(pair: tuple[DevDaemon, DevDaemon]) -> DevDaemon:
+    """One with its demo, shared by tests that leave it as it was."""
+    return pair[0]
+
+
+@pytest.fixture
+def quiet(pair: tuple[DevDaemon, DevDaemon]) -> DevDaemon:
+    """One without taps, shared by tests that leave it running."""
+    return pair[1]
+
+
+def refused_at_once(*arguments: str | Path) -> str:
+    """What is said by a start that touches nothing; in this process, which is the quicker way."""
+    result = CliRunner().invoke(glamd.dev, [str(each) for each in arguments])
+    assert result.exit_code == CONFIG
+    assert result.stdout == ""
+    return one_line(result.stderr)
+
+
+def one_line(text: str) -> str:
+    """The one line that a start which failed has to leave."""
+    [line] = text.splitlines()
+    assert line.startswith("glamd: ")
+    return line
+
+
+def tokens_printed(daemon: DevDaemon) -> list[str]:
+    """The tokens of the tap lines so far."""
+    return [found[4] for found in TAP.finditer(daemon.output())]
+
+
+def holds_nothing(state_dir: Path) -> bool:
+    """Whether nothing of a daemon is left but its files."""
+    left = {"dev.json", "admin.sock"} & {entry.name for entry in state_dir.iterdir()}
+    return not left and not at_work_in(state_dir)
+
+
+def complaints(state_dir: Path) -> list[str]:
+    """The lines of its log that tell of an error."""
+    lines = (state_dir / "glamd.log").read_text().splitlines()
+    return [line for line in lines if json.loads(line)["level"] in ("error", "critical")]
+
+
+# ---- what refuses to start, with one line, at once, and leaving nothing
+
+
+def test_every_port_that_is_taken_is_named_before_anything_is_started(tmp_path: Path) -> None:
+    names = ("--http-port", "--worker-port", "--mqtt-port")
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        ports = [str(each.getsockname()[1]) for each in taken]
+        asked = [word for pair in zip(names, ports, strict=True) for word in pair]
+        line = refused_at_once("--state-dir", tmp_path / "state", *asked)
+        for name, port in zip(names, ports, strict=True):
+            assert f"{name} {port}: address already in use" in line
+        only = refused_at_once("--state-dir", tmp_path / "state", names[2], ports[2])
+        assert names[2] in only
+        assert names[0] not in only
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_start_that_fails_at_its_very_end_takes_everything_down_again(state_dir: Path) -> None:
+    (state_dir / "admin.sock").mkdir()
+    began_s = time.monotonic()
+    result = subprocess.run(
+        [PROGRAMS / "glamd", "dev", "--state-dir", state_dir, *ANY_PORTS],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LONG_S,
+    )
+    assert time.monotonic() - began_s < 10.0
+    assert result.returncode == CONFIG
+    assert "admin.sock exists and is no socket" in one_line(result.stderr)
+    (state_dir / "admin.sock").rmdir()
+    assert holds_nothing(state_dir)
+
+
+def test_a_second_one_in_the_same_directory_is_refused_and_does_the_first_no_harm(
+    tapping: DevDaemon,
+) -> None:
+    described = (tapping.state_dir / "dev.json").read_bytes()
+    for more in ((), ("--fresh",)):
+        line = refused_at_once("--state-dir", tapping.state_dir, *more)
+        assert "Another glamd dev runs in" in line
+    assert (tapping.state_dir / "dev.json").read_bytes() == described
+    assert tapping.run("glamctl", "health").returncode == 0
+
+
+@pytest.mark.parametrize("more", [(), ("--fresh",)])
+def test_a_directory_that_is_somebody_elses_is_left_as_it_is(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("the only copy")
+    (tmp_path / "postgres").mkdir()
+    assert "is not empty" in refused_at_once("--state-dir", tmp_path, *more)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["postgres", "thesis.txt"]
+    assert (tmp_path / "thesis.txt").read_text() == "the only copy"
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = refused_at_once("--state-dir", tmp_path / "file" / "state")
+    assert "cannot be used: Not a directory" in line
+
+
+def test_wrong_usage_is_status_2_and_makes_nothing(tmp_path: Path) -> None:
+    arguments = ["--state-dir", str(tmp_path / "state"), "--http-port", "65536"]
+    assert CliRunner().invoke(glamd.dev, arguments).exit_code == 2
+    assert not (tmp_path / "state").exists()
+
+
+# ---- dev.json
+
+
+def test_dev_json_is_as_the_contract_says(tapping: DevDaemon) -> None:
+    found = tapping.description
+    assert {name: set(value) for name, value in found.items() if isinstance(value, dict)} == {
+        "http": {"url"},
+        "worker": {"url", "ca", "cert", "key"},
+        "mqtt": {"host", "port", "ca"},
+        "admin": {"socket"},
+        "database": {"url", "admin_url"},
+        "nats": {"url"},
+        "jwt": {"client", "internal"},
+    }
+    plain = {name for name, value in found.items() if not isinstance(value, dict)}
+    assert plain == {"pid", "merchant_id", "domain", "devices"}
+    assert found["pid"] == tapping.pid
+    path = tapping.state_dir / "dev.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    named = [("worker", "ca"), ("worker", "cert"), ("worker", "key"), ("mqtt", "ca")]
+    for keys in named:
+        file = Path(tapping.text(*keys))
+        assert file.is_absolute()
+        assert file.read_text().startswith("-----BEGIN ")
+    assert Path(tapping.text("admin", "socket")).is_absolute()
+    assert Path(tapping.text("admin", "socket")).is_socket()
+
+
+def test_its_devices_are_their_device_json_with_paths_made_absolute(tapping: DevDaemon) -> None:
+    listed = tapping.description["devices"]
+    assert isinstance(listed, list)
+    assert [each["scheme"] for each in listed] == ["tdes-dukpt", "aes-dukpt"]
+    for each in listed:
+        assert list(each) == [*DEVICE_KEYS, "initial_key"]
+        home = Path(each["cert"]).parent
+        beside = json.loads((home / "device.json").read_bytes())
+        assert each == beside | {name: str(home / beside[name]) for name in ("cert", "key", "ca")}
+        assert home.is_absolute()
+        for name in ("cert", "key", "ca"):
+            assert (home / beside[name]).read_text().startswith("-----BEGIN ")
+        ca = {"ca": tapping.text("mqtt", "ca")}
+        assert each["mqtt"] | ca == tapping.description["mqtt"]
+        assert each["merchant_id"] == tapping.description["merchant_id"]
+
+
+async def test_its_database_urls_are_the_daemons_login_and_the_superuser(
+    tapping: DevDaemon,
+) -> None:
+    for name, is_superuser in (("url", False), ("admin_url", True)):
+        connection = await asyncpg.connect(tapping.text("database", name), timeout=LONG_S)
+        try:
+            assert await connection.fetchval("SELECT count(*) >= 0 FROM cde.payment_tokens")
+            found = await connection.fetchval(
+                "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+            )
+        finally:
+            await connection.close(timeout=LONG_S)
+        assert found is is_superuser
+
+
+@pytest.mark.parametrize("caller", ["client", "internal"])
+async def test_its_jwts_are_good_for_every_route_of_payment_tokens(
+    quiet: DevDaemon, caller: Caller
+) -> None:
+    device = await own_device(quiet)
+    [answer] = await ask(device, tap(device, secrets.token_hex(8)))
+    token = answer.text("token")
+    merchant = "" if caller == "client" else f"&merchant_id={quiet.text('merchant_id')}"
+    listed = await rest(quiet, f"{TOKENS}?limit=200{merchant}", caller=caller)
+    assert token in {each["token"] for each in listed.data}
+    shown = await rest(quiet, f"{TOKENS}/{token}", caller=caller)
+    assert (shown.status, shown.data["last4"]) == (200, TEST_CARDS[0].pan[-4:])
+    revoked = await rest(quiet, f"{TOKENS}/{token}", method="DELETE", caller=caller)
+    assert (revoked.status, revoked.data["status"]) == (200, "revoked")
+    assert (await decrypted(quiet, token)).status == 410
+
+
+# ---- what it shows
+
+
+async def test_taps_are_printed_as_they_come_with_tokens_that_are_there(tapping: DevDaemon) -> None:
+    def both_kinds() -> bool:
+        return {found[1] for found in TAP.finditer(tapping.output())} == {"tdes", "aes"}
+
+    until(both_kinds)
+    printed = tapping.output()
+    found = TAP.search(printed)
+    assert found is not None
+    shown = (await rest(tapping, f"{TOKENS}/{found[4]}")).data
+    assert (shown["brand"], shown["last4"]) == (found[2], found[3])
+
+
+def test_into_a_file_it_prints_plainly_what_runs_where_and_what_to_try(tapping: DevDaemon) -> None:
+    printed = tapping.output()
+    assert printed.isprintable() or "\x1b" not in printed
+    for place in (tapping.text("http", "url"), tapping.text("worker", "url")):
+        assert place in printed
+    password = tapping.text("database", "url").split(":")[2].partition("@")[0]
+    assert password not in printed
+    [listing] = [line.strip() for line in printed.splitlines() if f"{TOKENS} -H" in line]
+    [assignment] = [line.strip() for line in printed.splitlines() if "TOKEN=$(" in line]
+    shown = subprocess.run(
+        ["bash", "-c", f"{assignment}\n{listing}"],
+        capture_output=True,
+        check=True,
+        timeout=LONG_S,
+    )
+    assert "data" in json.loads(shown.stdout)
+
+
+def test_no_card_number_is_in_what_it_prints_and_logs(tapping: DevDaemon) -> None:
+    until(lambda: tokens_printed(tapping))
+    # The first one is in the command that is shown to be tried.
+    numbers = [card.pan for card in TEST_CARDS[1:]]
+    for text in (tapping.output(), (tapping.state_dir / "glamd.log").read_text()):
+        assert not [number for number in numbers if number in text]
+
+
+def test_a_swipe_beside_it_leaves_its_terminals_connected(tapping: DevDaemon) -> None:
+    swiped = [
+        json.loads(
+            tapping.run(
+                *("glam-terminal", "swipe", TEST_CARDS[1].pan, "--json"),
+                *("--state-dir", str(tapping.state_dir)),
+            ).stdout
+        )
+        for _ in range(2)
+    ]
+    assert [each["status"] for each in swiped] == ["ok", "ok"]
+    [used] = {each["device_id"] for each in swiped}
+    listed = json.loads((tapping.state_dir / "dev.json").read_text())["devices"]
+    assert used not in [each["device_id"] for each in listed]
+
+
+def test_ctrl_c_at_a_terminal_ends_it_in_order_and_shows_colour(state_dir: Path) -> None:
+    command = [str(PROGRAMS / "glamd"), "dev", "--state-dir", str(state_dir), *ANY_PORTS]
+    code, shown = at_terminal(command, [("ptk_", "\x03")])
+    assert code == 0
+    assert "\x1b[" in shown
+    assert shown.rstrip("\x1b[0m\r\n").endswith("Stopped.")
+    assert "Traceback" not in shown
+    assert holds_nothing(state_dir)
+    assert complaints(state_dir) == []
+
+
+def test_it_neither_waits_for_who_reads_what_it_prints_nor_ends_with_him(state_dir: Path) -> None:
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(write, b"." * 4096)
+    os.set_blocking(write, True)
+    with subprocess.Popen(
+        [PROGRAMS / "glamd", "dev", "--no-demo", "--state-dir", state_dir, *ANY_PORTS],
+        stdout=write,
+        stderr=subprocess.PIPE,
+    ) as process:
+        os.close(write)
+        try:
+            until((state_dir / "dev.json").exists, timeout_s=LONG_S)
+            os.close(read)
+            process.send_signal(signal.SIGTERM)
+            _, complaint = process.communicate(timeout=LONG_S)
+        finally:
+            process.kill()
+    assert (process.returncode, complaint) == (0, b"")
+    assert holds_nothing(state_dir)
+
+
+# ---- lives
+
+
+def test_a_sigterm_ends_it_with_status_0_and_leaves_no_child(state_dir: Path) -> None:
+    daemon = DevDaemon(state_dir, demo=True)
+    with running(daemon):
+        children = descendants(daemon.pid)
+        assert "postgres" in {child.command for child in children}
+        until(lambda: tokens_printed(daemon))
+        assert daemon.stop() == 0
+    assert not [child for child in children if child.alive]
+    assert holds_nothing(state_dir)
+    assert complaints(state_dir) == []
+    assert daemon.output().rstrip().endswith("Stopped.")
+
+
+async def test_a_second_start_finds_everything_of_the_first(past: Past, quiet: DevDaemon) -> None:
+    assert quiet.description["merchant_id"] == past.description["merchant_id"]
+    kept = ("device_id", "ksn", "initial_key", "scheme", "key_set")
+    now, then = (
+        [[each[name] for name in kept] for each in listed(description)]
+        for description in (quiet.description, past.description)
+    )
+    assert now == then
+    assert (await rest(quiet, f"{TOKENS}/{past.token}")).data["status"] == "active"
+    assert (await decrypted(quiet, past.token)).data["pan"] == TEST_CARDS[0].pan
+    device = await own_device(quiet)
+    [again] = await ask(device, past.payload)
+    assert again.fields == past.answer.fields | {"replayed": True}
+    other = orjson.dumps(orjson.loads(past.payload) | {"id": "other"})
+    assert [each.code for each in await ask(device, other)] == ["KSN_REPLAYED"]
+
+
+def test_without_the_demo_all_is_there_and_nothing_taps(quiet: DevDaemon) -> None:
+    home = [each["device_id"] for each in listed(quiet.description)]
+    assert len(home) == 2
+    for device_id in home:
+        shown = json.loads(quiet.run("glamctl", "--json", "device", "show", str(device_id)).stdout)
+        assert (shown["presence"], shown["last_seen_at"]) == ("offline", None)
+    assert tokens_printed(quiet) == []
+
+
+def test_after_kill_9_no_child_keeps_the_next_start_waiting(quiet: DevDaemon) -> None:
+    children = descendants(quiet.pid)
+    assert children
+    quiet.kill9()
+    quiet.start()
+    until(lambda: not [child for child in children if child.alive])
+    assert quiet.run("glamctl", "health").returncode == 0
+
+
+async def test_a_postgresql_that_is_killed_comes_back_and_tapping_goes_on(
+    quiet: DevDaemon,
+) -> None:
+    def server() -> Process:
+        # Started by us and not by another of our children.
+        below = descendants(quiet.pid)
+        [found] = below - {each for child in below for each in descendants(child.pid)}
+        return found
+
+    device = await own_device(quiet)
+    before = tap(device, "before")
+    [first] = await ask(device, before)
+    killed = server()
+    os.kill(killed.pid, signal.SIGKILL)
+    answers, meanwhile = await watched(device, tap(device, "after"), before)
+    assert [answer.code for answer in answers] == ["ok", "ok"]
+    assert answers[1].fields == first.fields | {"replayed": True}
+    assert {answer.code for answer in meanwhile} <= {"UNAVAILABLE"}
+    assert server() != killed
+    assert quiet.run("glamctl", "health").returncode == 0
+
+
+async def test_fresh_forgets_what_there_was(past: Past, state_dir: Path) -> None:
+    with running(DevDaemon(state_dir, "--fresh")) as daemon:
+        assert daemon.description["merchant_id"] != past.description["merchant_id"]
+        now, then = (
+            {each["device_id"] for each in listed(description)}
+            for description in (daemon.description, past.description)
+        )
+        assert not now & then
+        assert (await rest(daemon, f"{TOKENS}/{past.token}")).status == 404
+        assert not (state_dir / "load").exists()
+        assert daemon.stop() == 0
+
+
+async def test_a_server_of_ones_own_is_used_instead_of_a_child(
+    tmp_path: Path, empty_database_url: str
+) -> None:
+    environment = {"DATABASE_URL": empty_database_url}
+    with running(DevDaemon(tmp_path / "state", environment=environment)) as daemon:
+        assert daemon.description["database"] == {
+            "url": empty_database_url,
+            "admin_url": empty_database_url,
+        }
+        assert not (tmp_path / "state" / "postgres").exists()
+        assert descendants(daemon.pid) == frozenset()
+        device = await own_device(daemon)
+        [answer] = await ask(device, tap(device, "own-server"))
+        assert (await decrypted(daemon, answer.text("token"))).data["expiry"] == "4912"
+        assert daemon.stop() == 0
+
+
+# ---- the fault runs, in short
+
+
+def test_killed_under_load_it_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    report = kill_under_load(tmp_path, rounds=2, seed=1, rate_per_s=200, terminals=6, round_s=2.0)
+    shutil.rmtree(tmp_path / "state")
+    assert report.verdict.holds, report.verdict
+    assert report.tokens > 0
+
+
+def test_counters_that_made_tokens_are_refused_after_a_restart_too(
+    past: Past, tmp_path: Path
+) -> None:
+    copied(past, tmp_path / "state")
+    first, again = replay(tmp_path, taps=60)
+    shutil.rmtree(tmp_path / "state")
+    assert first == {"ok": 60}
+    assert again == {"KSN_REPLAYED": 60}
+
+
+def listed(description: dict[str, object]) -> list[dict[str, object]]:
+    """The devices in a `dev.json`."""
+    found = description["devices"]
+    assert isinstance(found, list)
+    return found

@@ -75,7 +75,7 @@ async def _start(
     stack: AsyncExitStack,
     stop_requested: asyncio.Event,
 ) -> Description:
-    urls = await stack.enter_async_context(_database(state_dir, screen))
+    urls = await stack.enter_async_context(database(state_dir, screen, stop_requested))
     screen.step("migrations")
     await migrate.upgrade(urls.app)
     screen.step("certificates, keys, secrets")
@@ -203,8 +203,14 @@ def _empty(directory: Path, *, but: tuple[str, ...]) -> None:
 
 
 @asynccontextmanager
-async def _database(state_dir: Path, screen: Screen) -> AsyncIterator[PostgresUrls]:
-    """The user's own server where DATABASE_URL names one, else a child."""
+async def database(
+    state_dir: Path, screen: Screen, stop_requested: asyncio.Event
+) -> AsyncIterator[PostgresUrls]:
+    """The user's own server where DATABASE_URL names one, else a child.
+
+    A child that dies is restarted. Where that does not succeed the stop is asked for, and the end
+    of the context raises UnavailableError with the server's last words.
+    """
     given = os.environ.get("DATABASE_URL")
     if given:
         screen.step("PostgreSQL of DATABASE_URL")
@@ -213,6 +219,13 @@ async def _database(state_dir: Path, screen: Screen) -> AsyncIterator[PostgresUr
     screen.step("PostgreSQL, embedded")
     server = EmbeddedPostgres(state_dir)
     try:
-        yield await server.start()
+        urls = await server.start()
+        given_up = asyncio.create_task(server.wait(), name="postgres-given-up")
+        given_up.add_done_callback(lambda _: stop_requested.set())
+        try:
+            yield urls
+        finally:
+            if not given_up.cancel():
+                given_up.result()
     finally:
         await server.stop()

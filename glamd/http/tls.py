@@ -34,6 +34,9 @@ def worker_tls(*, certificate: Path, key: Path, worker_ca: Path) -> ssl.SSLConte
     except (OSError, ValueError) as error:
         raise ConfigError(f"The workers' CA {worker_ca} cannot be used.") from error
     context.verify_mode = ssl.CERT_REQUIRED
+    # A resumed session would skip the check of the certificate's dates.
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
     return context
 
 

@@ -6,6 +6,7 @@ it changes through settings, the database, or the wire.
 
 import asyncio
 import secrets
+import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -123,6 +124,8 @@ class Site:
             protocol=aiomqtt.ProtocolVersion.V5,
             tls_context=device.tls(),
             timeout=ANSWER_TIMEOUT_S,
+            # paho sends in two segments; Nagle would hold the second back for a delayed ACK.
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         ) as client:
             await client.subscribe(topics.build(device.device_id, "response"), qos=1)
             yield Wire(client, topics.build(device.device_id, "request"))

@@ -9,13 +9,12 @@ import asyncio
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import aiohttp
 import orjson
 
 from device_gateway.terminal_device import (
@@ -29,6 +28,9 @@ from device_gateway.terminal_device import (
 )
 from glamd.errors import ConfigError, GlamError, UnavailableError
 from glamd.payments.model import Scheme
+
+if TYPE_CHECKING:
+    import aiohttp
 
 ENROL_PARALLEL: Final = 8
 ENROL_TIMEOUT_S: Final = 30.0
@@ -55,8 +57,10 @@ class Site:
 def read_site(state_dir: Path) -> Site:
     """The site whose `dev.json` stands in `state_dir`; ConfigError where none is running."""
     file = state_dir / "dev.json"
-    if not file.exists():
-        raise ConfigError(f"there is no {file}: is `glamd dev` running and ready?")
+    # Where we may not even look, reading it says so.
+    with suppress(PermissionError):
+        if not file.exists():
+            raise ConfigError(f"there is no {file}: is `glamd dev` running and ready?")
     raw = read_json(file)
     if not isinstance(raw, dict):
         raise ConfigError(f"{file} is not a JSON object")
@@ -117,29 +121,39 @@ async def devices_in(site: Site, directories: Sequence[Path]) -> list[Device]:
     if not site.devices:
         raise ConfigError("dev.json lists no device, so no key set to enrol others under is known")
     ca_pem = site.ca.read_bytes()
+    kept = [_cached(directory, site, ca_pem) for directory in directories]
+    missing = {n: directories[n] for n, device in enumerate(kept) if device is None}
+    made = await _enrol_all(site, missing, ca_pem) if missing else {}
+    devices = [device or made[number] for number, device in enumerate(kept)]
+    return [device.at_address(site.host, site.port) for device in devices]
+
+
+async def _enrol_all(site: Site, missing: Mapping[int, Path], ca_pem: bytes) -> dict[int, Device]:
+    """A new device for each directory, ENROL_PARALLEL at a time, by the numbers given."""
+    # It is half of what there is to load, and most swipes have their device already.
+    import aiohttp  # noqa: PLC0415
+
     room = asyncio.Semaphore(ENROL_PARALLEL)
-    timeout = aiohttp.ClientTimeout(total=ENROL_TIMEOUT_S)
-    connector = aiohttp.UnixConnector(path=str(site.admin_socket), limit=ENROL_PARALLEL)
 
     async def one(number: int, directory: Path) -> Device:
-        device = _cached(directory, site, ca_pem)
-        if device is None:
-            async with room:
-                pattern = site.devices[number % len(site.devices)]
-                device = await _enrol(session, site, pattern, directory, ca_pem)
-        return device.at_address(site.host, site.port)
+        async with room:
+            pattern = site.devices[number % len(site.devices)]
+            return await _enrol(session, site, pattern, directory, ca_pem)
 
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.UnixConnector(path=str(site.admin_socket), limit=ENROL_PARALLEL),
+        timeout=aiohttp.ClientTimeout(total=ENROL_TIMEOUT_S),
+    ) as session:
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(one(number, directory), name=f"enrol-{number}")
-                    for number, directory in enumerate(directories)
-                ]
+                tasks = {
+                    number: group.create_task(one(number, directory), name=f"enrol-{number}")
+                    for number, directory in missing.items()
+                }
         except* GlamError as errors:
             # One refusal ends them all, and one line says why.
             raise _first(errors) from None
-    return [task.result() for task in tasks]
+    return {number: task.result() for number, task in tasks.items()}
 
 
 def _first(errors: BaseExceptionGroup[GlamError]) -> GlamError:
@@ -157,8 +171,10 @@ def _cached(directory: Path, site: Site, ca_pem: bytes) -> Device | None:
 
 
 async def _enrol(
-    session: aiohttp.ClientSession, site: Site, pattern: Device, directory: Path, ca_pem: bytes
+    session: "aiohttp.ClientSession", site: Site, pattern: Device, directory: Path, ca_pem: bytes
 ) -> Device:
+    import aiohttp  # noqa: PLC0415 - as above
+
     for _ in range(ENROL_ATTEMPTS):
         body = {
             "merchant_id": site.merchant_id,

@@ -21,10 +21,13 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
-import glamd.__main__ as glamd
 from bench.harness import PROGRAMS, DevDaemon
 from device_gateway.terminal import Answer
 from device_gateway.terminal_card import TEST_CARDS
+from glamd.__main__ import dev as glamd_dev
+from glamd.embedded import children, dev
+from glamd.embedded.screen import Screen
+from glamd.errors import UnavailableError
 from tests.faults.kill_daemon import kill_under_load
 from tests.faults.replay import replay
 from tests.support.at_terminal import at_terminal
@@ -137,7 +140,7 @@ def quiet(pair: tuple[DevDaemon, DevDaemon]) -> DevDaemon:
 
 def refused_at_once(*arguments: str | Path) -> str:
     """What is said by a start that touches nothing; in this process, which is the quicker way."""
-    result = CliRunner().invoke(glamd.dev, [str(each) for each in arguments])
+    result = CliRunner().invoke(glamd_dev, [str(each) for each in arguments])
     assert result.exit_code == CONFIG
     assert result.stdout == ""
     return one_line(result.stderr)
@@ -233,7 +236,7 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 def test_wrong_usage_is_status_2_and_makes_nothing(tmp_path: Path) -> None:
     arguments = ["--state-dir", str(tmp_path / "state"), "--http-port", "65536"]
-    assert CliRunner().invoke(glamd.dev, arguments).exit_code == 2
+    assert CliRunner().invoke(glamd_dev, arguments).exit_code == 2
     assert not (tmp_path / "state").exists()
 
 
@@ -475,6 +478,27 @@ async def test_a_postgresql_that_is_killed_comes_back_and_tapping_goes_on(
     assert {answer.code for answer in meanwhile} <= {"UNAVAILABLE"}
     assert server() != killed
     assert quiet.run("glamctl", "health").returncode == 0
+
+
+async def test_a_postgresql_that_cannot_come_back_ends_it_all_with_its_last_words(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In this process: with all of its attempts the supervision takes ten seconds to give up.
+    monkeypatch.setattr(children, "RESTART_LIMIT", 1)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    stop_requested = asyncio.Event()
+
+    async def until_told_to_stop() -> None:
+        async with dev.database(state_dir, Screen(), stop_requested):
+            data = state_dir / "postgres" / "data"
+            (data / "PG_VERSION").unlink()
+            os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+            async with asyncio.timeout(LONG_S):
+                await stop_requested.wait()
+
+    with pytest.raises(UnavailableError, match=r"postgres does not start: .*not a valid data"):
+        await until_told_to_stop()
+    until(lambda: not at_work_in(state_dir))
 
 
 async def test_fresh_forgets_what_there_was(past: Past, state_dir: Path) -> None:

@@ -17,7 +17,9 @@ from glamd.payments.model import IDEMPOTENCY_TTL, PaymentToken, Spend
 # `moved` holds the spends that applied: their counters stood at the version the decision was made
 # on, their device is active, and their id was not answered yet. As every answer of a device is
 # stored together with a new version, an id that another gateway stored after our snapshot shows as
-# a version that moved.
+# a version that moved. Both look-ups are scalar subqueries, which are never made into a join: a
+# join would be planned on what the tables held when the statement was prepared, which is nothing,
+# and read the whole of them at each commit.
 _COMMIT_SPENDS: Final = """
 WITH locked AS (
     SELECT FROM cde.device_counters WHERE counter_id = ANY ($1) ORDER BY counter_id FOR UPDATE
@@ -40,12 +42,10 @@ WITH locked AS (
     FROM input i
     WHERE (SELECT count(*) FROM locked) >= 0
       AND c.counter_id = i.counter_id AND c.version = i.version
-      AND EXISTS (
-          SELECT FROM cde.devices d
-          WHERE d.device_id = i.device_id AND d.status = 'active')
-      AND NOT EXISTS (
-          SELECT FROM cde.token_idempotency_keys k
-          WHERE k.scope = i.device_id AND k.key = i.key AND k.expires_at > i.at)
+      AND (SELECT d.status FROM cde.devices d WHERE d.device_id = i.device_id) = 'active'
+      AND NOT coalesce((
+          SELECT k.expires_at > i.at FROM cde.token_idempotency_keys k
+          WHERE k.scope = i.device_id AND k.key = i.key), false)
     RETURNING c.merchant_id, i.*
 ), answered AS (
     INSERT INTO cde.token_idempotency_keys AS k (scope, key, content_hash, answer, expires_at)

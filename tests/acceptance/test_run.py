@@ -164,36 +164,34 @@ def test_check_config_shows_what_holds_and_no_secret(state_dir: Path) -> None:
         assert secret not in result.output
 
 
-@pytest.mark.parametrize(
-    ("change", "mend"),
-    [
-        (f"DELETE FROM {VERSION_TABLE}", "glamctl db upgrade"),
-        (f"UPDATE {VERSION_TABLE} SET version_num = '9999'", "glamctl db downgrade 0001"),
-    ],
-    ids=["older", "newer"],
-)
-async def test_a_schema_of_another_age_is_refused_with_the_command_that_mends_it(
-    state_dir: Path, database_url: str, change: str, mend: str
+async def test_a_database_that_is_away_or_of_another_age_is_one_line_with_what_mends_it(
+    state_dir: Path, database_url: str, empty_database_url: str, tmp_path: Path
 ) -> None:
-    await execute(database_url, change)
-    code, said = ended(RunDaemon(state_dir, database_url))
-    assert code == CONFIG
-    [line] = said.splitlines()
-    assert mend in line
-
-
-def test_a_database_that_is_away_at_the_start_is_one_line_and_status_1(state_dir: Path) -> None:
-    away = RunDaemon(state_dir, "postgresql://glamd:hunter2@127.0.0.1:1/glamd")
-    assert ended(away) == (FAILED, "glamd: The database is not available.\n")
-
-
-def ended(daemon: RunDaemon) -> tuple[int, str]:
-    """How a start ended that had to."""
+    await execute(database_url, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    away = "postgresql://glamd:hunter2@127.0.0.1:1/glamd"
+    expected = {
+        empty_database_url: (CONFIG, "glamctl db upgrade"),
+        database_url: (CONFIG, "glamctl db downgrade 0001"),
+        away: (FAILED, "The database is not available."),
+    }
+    daemons = {}
+    for number, url in enumerate(expected):
+        home = tmp_path / str(number)
+        shutil.copytree(state_dir, home)
+        daemons[url] = RunDaemon(home, url)
     try:
-        daemon.launch()
-        return daemon.ended()
+        # At the same time, since none of them is in another's way.
+        for daemon in daemons.values():
+            daemon.launch()
+        for url, daemon in daemons.items():
+            code, said = daemon.ended()
+            [line] = said.splitlines()
+            assert code == expected[url][0]
+            assert expected[url][1] in line
+            assert "hunter2" not in line
     finally:
-        daemon.close()
+        for daemon in daemons.values():
+            daemon.close()
 
 
 # ---- what systemd is told

@@ -147,6 +147,38 @@ def refused_at_once(*arguments: str | Path) -> str:
     return one_line(result.stderr)
 
 
+def killed(folder: Path) -> KillReport:
+    """Twice killed, soon after it was ready."""
+    return kill_under_load(
+        folder, rounds=2, seed=1, rate_per_s=200, terminals=6, round_s=1.5, life_limit_s=0.4
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fault_runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FaultRuns | None]:
+    """The fault runs, begun before all tests and beside them, since they wait more than they work.
+
+    Where no test that looks at them was chosen, nothing is begun.
+    """
+    if not any("reports" in getattr(each, "fixturenames", ()) for each in request.session.items):
+        yield None
+        return
+    homes = [tmp_path_factory.mktemp(name) for name in ("kill", "replay")]
+    with ThreadPoolExecutor() as threads:
+        yield threads.submit(killed, homes[0]), threads.submit(replay, homes[1], taps=60)
+    for home in homes:
+        shutil.rmtree(home / "state")
+
+
+@pytest.fixture
+def reports(fault_runs: FaultRuns | None) -> FaultRuns:
+    """What the fault runs will have found."""
+    assert fault_runs is not None
+    return fault_runs
+
+
 def one_line(text: str) -> str:
     """The one line that a start which failed has to leave."""
     [line] = text.splitlines()
@@ -547,30 +579,14 @@ async def test_a_server_of_ones_own_is_used_instead_of_a_child(
 # ---- the fault runs, in short
 
 
-@pytest.fixture(scope="module")
-def fault_runs(past: Past, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultRuns]:
-    """Both of them at the same time, since each waits more than it works."""
-    homes = [tmp_path_factory.mktemp(name) for name in ("kill", "replay")]
-    copied(past, homes[1] / "state")
-    with ThreadPoolExecutor() as threads:
-        yield (
-            threads.submit(
-                kill_under_load, homes[0], rounds=2, seed=1, rate_per_s=200, terminals=6, round_s=2
-            ),
-            threads.submit(replay, homes[1], taps=60),
-        )
-    for home in homes:
-        shutil.rmtree(home / "state")
-
-
-def test_killed_under_load_it_loses_and_doubles_nothing(fault_runs: FaultRuns) -> None:
-    report = fault_runs[0].result(LONG_S)
+def test_killed_under_load_it_loses_and_doubles_nothing(reports: FaultRuns) -> None:
+    report = reports[0].result(LONG_S)
     assert report.verdict.holds, report.verdict
     assert report.tokens > 0
 
 
-def test_counters_that_made_tokens_are_refused_after_a_restart_too(fault_runs: FaultRuns) -> None:
-    first, again = fault_runs[1].result(LONG_S)
+def test_counters_that_made_tokens_are_refused_after_a_restart_too(reports: FaultRuns) -> None:
+    first, again = reports[1].result(LONG_S)
     assert first == {"ok": 60}
     assert again == {"KSN_REPLAYED": 60}
 

@@ -43,6 +43,7 @@ def kill_under_load(
     rate_per_s: int = 300,
     terminals: int = TERMINALS,
     round_s: float = ROUND_S,
+    life_limit_s: float = LIFE_LIMIT_S,
 ) -> KillReport:
     """Kill the daemon `rounds` times while terminals tap, and judge what is left."""
     chance = random.Random(seed)
@@ -63,7 +64,7 @@ def kill_under_load(
         ready_s = []
         for _ in range(rounds):
             _until_it_grows(record, load)
-            time.sleep(chance.uniform(0.1, LIFE_LIMIT_S))
+            time.sleep(chance.uniform(0.1, life_limit_s))
             daemon.kill9()
             ready_s.append(daemon.start())
         output, _ = load.communicate(timeout=rounds * round_s + SETTLE_TIMEOUT_S)

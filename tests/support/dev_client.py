@@ -13,7 +13,7 @@ import orjson
 from bench.harness import DevDaemon
 from device_gateway.terminal import Answer, Terminal, Watch
 from device_gateway.terminal_card import TEST_CARDS, CardReader, clear_form
-from device_gateway.terminal_device import Counters, Device, device_from
+from device_gateway.terminal_device import Counters, Device
 from device_gateway.terminal_link import Ending
 from device_gateway.terminal_site import load_devices, read_site
 from glamd.clock import SystemClock
@@ -61,13 +61,6 @@ async def call(method: str, url: str, **options: Any) -> Reply:
         session.request(method, url, **options) as response,
     ):
         return Reply(response.status, orjson.loads(await response.read()))
-
-
-def devices(daemon: DevDaemon) -> list[Device]:
-    """The devices of `dev.json`."""
-    listed = daemon.description["devices"]
-    assert isinstance(listed, list)
-    return [device_from(each, daemon.state_dir) for each in listed]
 
 
 async def own_device(daemon: DevDaemon) -> Device:

@@ -178,6 +178,7 @@ class _Assembly:
         self._at_drain(self._audit.stop)
         self._keys = Keys(
             database=self._cde,
+            glam=self._glam,
             provider=provider,
             identity_key=self._keyrings.fingerprints.active.key,
             record=self._audit.record,

@@ -186,7 +186,7 @@ class Pipeline:
         # A worker's rate is in its grant, where it is counted and audited.
         if call.identity.kind != "worker":
             self._limit(f"{call.identity.kind}:{call.identity.name}")
-        route.allow(call.identity)
+        route.allow(call.identity, call.params)
 
     def _remember(self, identity: Identity) -> None:
         if isinstance(identity, Client):

@@ -1,41 +1,58 @@
-"""The route table: one entry says method, path, handler, and who may call with which scopes.
+"""The route table: one entry says method, path, handler, who may call, and for whose data.
 
-Routing, the authorization check and, later, the published document read the same entries, so a
-route cannot be reachable without having said whom it is for. No handler lives here.
+Routing, the authorization check, the published document and the generated tests read the same
+entries, so a route cannot be reachable without having said whom it is for. No handler lives here.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import unquote
 
 from glamd.errors import ForbiddenError, NotFoundError
 from glamd.http.call import Answer, Call, Raw
 from glamd.http.identity import NO_SCOPES, Identity, Kind
+from glamd.http.operation import Operation
 from glamd.http.problems import MethodNotAllowedError
 
 Handler = Callable[[Call], Awaitable[Answer | Raw]]
 
 
+Owner = Literal["own", "any", "grant", "nobody's"]
+"""Whose data a caller may touch: its own merchant's (another's is not there), any merchant's, that
+of the merchants in its grant, or none that is a merchant's."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """One kind of caller that a route is for, and the scopes it must bring, all of them."""
+    """One kind of caller of a route: the scopes it must bring, and whose data it may touch.
+
+    `services`, where it is given, are the only internal services that may come.
+    """
 
     kind: Kind
+    owner: Owner
     scopes: frozenset[str] = NO_SCOPES
+    services: frozenset[str] | None = None
 
 
 def client(*scopes: str) -> Access:
-    """Storefront back ends with these scopes."""
-    return Access(kind="client", scopes=frozenset(scopes))
+    """Storefront back ends with these scopes, for their own merchant."""
+    return Access(kind="client", owner="own", scopes=frozenset(scopes))
 
 
-def internal(*scopes: str) -> Access:
-    """Internal services with these scopes."""
-    return Access(kind="internal", scopes=frozenset(scopes))
+def internal(*scopes: str, services: Iterable[str] | None = None) -> Access:
+    """Internal services with these scopes, for any merchant; only those named, where some are."""
+    return Access(
+        kind="internal",
+        owner="any",
+        scopes=frozenset(scopes),
+        services=None if services is None else frozenset(services),
+    )
 
 
-WORKER = Access(kind="worker")
-OPERATOR = Access(kind="operator")
+WORKER = Access(kind="worker", owner="grant")
+OPERATOR = Access(kind="operator", owner="any")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +60,16 @@ class Route:
     """One route; `path` is a template such as `/api/v1/things/{id}`.
 
     An empty `access` is a public route: nobody is asked who they are or held to a rate, and it
-    answers while the daemon drains.
+    answers while the daemon drains. A path parameter called `merchant_id` is held to the owner rule
+    here; what names a merchant elsewhere is for the handler. `operation` is what the published
+    document says; the admin socket's routes have none.
     """
 
     method: str
     path: str
     handler: Handler
     access: tuple[Access, ...]
+    operation: Operation | None = None
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,17 +82,30 @@ class Route:
         """Whether this route is for everybody."""
         return not self.access
 
-    def allow(self, identity: Identity) -> None:
-        """Raise `ForbiddenError` unless `identity` is of a kind and has the scopes asked for."""
+    def allow(self, identity: Identity, params: Mapping[str, str]) -> None:
+        """Raise unless `identity` may call this route with these path parameters.
+
+        `ForbiddenError` where its kind, its scopes or its service's name does not suffice;
+        `NotFoundError` where the path names a merchant that is not its own.
+        """
         if self.public:
             return
         for access in self.access:
             if access.kind == identity.kind:
-                if access.scopes <= identity.scopes:
-                    return
-                missing = " ".join(sorted(access.scopes - identity.scopes))
-                raise ForbiddenError(f"The token lacks the scope {missing}.")
-        raise ForbiddenError("This route is not for this kind of caller.")
+                break
+        else:
+            raise ForbiddenError("This route is not for this kind of caller.")
+        if not access.scopes <= identity.scopes:
+            missing = " ".join(sorted(access.scopes - identity.scopes))
+            raise ForbiddenError(f"The token lacks the scope {missing}.")
+        if access.services is not None and identity.name not in access.services:
+            raise ForbiddenError(
+                "This service is not among those that may call this route.",
+                code="SERVICE_NOT_ALLOWED",
+            )
+        merchant = params.get("merchant_id", identity.name)
+        if access.owner == "own" and merchant.lower() != identity.name:
+            raise NotFoundError("There is no such merchant.")
 
 
 @dataclass(slots=True)

@@ -23,9 +23,10 @@ from glamd.db import Database
 from glamd.errors import ConfigError, CryptoError, UnavailableError
 from glamd.keys import store
 from glamd.keys.local import LocalProvider
-from glamd.keys.store import KeyVersion
+from glamd.keys.store import KeyVersion, Schema
 
 PAYMENT_TOKENS: Final = "payment-tokens"
+PLATFORM_TOKENS: Final = "platform-tokens"
 FINGERPRINTS: Final = "fingerprints"
 AUDIT: Final = "audit"
 
@@ -73,8 +74,10 @@ class Keyring(Generic[K]):
         database: Database,
         provider: LocalProvider,
         make: Callable[[str, bytes, str], K],
+        schema: Schema = "cde",
     ) -> None:
         self.name = name
+        self._schema = schema
         self._database = database
         self._provider = provider
         self._make = make
@@ -121,7 +124,7 @@ class Keyring(Generic[K]):
 
         CryptoError, UnavailableError; on any error what is in memory stays as it was.
         """
-        rows = await store.keys(self._database, self.name)
+        rows = await store.keys(self._database, self._schema, self.name)
         loaded: dict[str, K] = {}
         active = None
         for row in rows:
@@ -150,12 +153,29 @@ class Keyring(Generic[K]):
             raise CryptoError(f"{row.keyring} {row.version} does not fit its check value {row.kcv}")
         return self._make(row.version, clear, row.kcv)
 
-    async def make_first(self, version: str, clock: Clock) -> None:
-        """Make this version and its key if the keyring has none; two nodes may try at once."""
+    async def load(self, clock: Clock, first_version: str) -> None:
+        """Make `first_version` if the keyring has none, and unwrap every version.
+
+        ConfigError when a key does not unwrap (the wrong KEK), no version is active or
+        `first_version` is no name; UnavailableError when the database or the provider is away.
+        """
+        if not _VERSION.fullmatch(first_version):
+            raise ConfigError("The first key version is 1 to 32 letters, digits, '_', '.' or '-'.")
+        if not await store.keys(self._database, self._schema, self.name):
+            await self._make_first(first_version, clock)
+        try:
+            await self.reload()
+        except CryptoError as error:
+            raise ConfigError(f"The keys cannot be used: {error.message}.") from None
+        log.info("keyring_loaded", keyring=self.name, kcvs=self.kcvs)
+
+    async def _make_first(self, version: str, clock: Clock) -> None:
+        """Two nodes may try at once; one of them wins."""
         key = os.urandom(KEY_BYTES)
         wrapped = await wrap(self._provider, key, context=_context(self.name, version))
         await store.add_first_key(
             self._database,
+            self._schema,
             keyring=self.name,
             version=version,
             wrapped_key=wrapped,
@@ -173,10 +193,7 @@ class Keyrings:
 
     def __init__(self, *, database: Database, provider: LocalProvider) -> None:
         self.payment_tokens: Keyring[DataKey] = Keyring(
-            PAYMENT_TOKENS,
-            database=database,
-            provider=provider,
-            make=lambda version, key, check: DataKey(version, Sealer(key), check),
+            PAYMENT_TOKENS, database=database, provider=provider, make=_data_key
         )
         self.fingerprints: Keyring[MacKey] = Keyring(
             FINGERPRINTS, database=database, provider=provider, make=MacKey
@@ -191,20 +208,11 @@ class Keyrings:
     ) -> "Keyrings":
         """Make what keyring is missing, with `first_version`, and unwrap every version.
 
-        ConfigError when a key does not unwrap (the wrong KEK), a keyring has no active version or
-        `first_version` is no name; UnavailableError when the database or the provider is away.
+        Errors as `Keyring.load`.
         """
-        if not _VERSION.fullmatch(first_version):
-            raise ConfigError("The first key version is 1 to 32 letters, digits, '_', '.' or '-'.")
         keyrings = cls(database=database, provider=provider)
         for keyring in keyrings.all():
-            if not await store.keys(database, keyring.name):
-                await keyring.make_first(first_version, clock)
-            try:
-                await keyring.reload()
-            except CryptoError as error:
-                raise ConfigError(f"The keys cannot be used: {error.message}.") from None
-            log.info("keyring_loaded", keyring=keyring.name, kcvs=keyring.kcvs)
+            await keyring.load(clock, first_version)
         return keyrings
 
     def all(self) -> Sequence[Keyring[DataKey] | Keyring[MacKey]]:
@@ -213,6 +221,17 @@ class Keyrings:
 
     def __repr__(self) -> str:
         return f"<Keyrings {', '.join(repr(keyring) for keyring in self.all())}>"
+
+
+def platform_tokens(*, database: Database, provider: LocalProvider) -> Keyring[DataKey]:
+    """The keyring of platform tokens, in schema `glam`; not loaded yet."""
+    return Keyring(
+        PLATFORM_TOKENS, database=database, provider=provider, make=_data_key, schema="glam"
+    )
+
+
+def _data_key(version: str, key: bytes, check: str) -> DataKey:
+    return DataKey(version, Sealer(key), check)
 
 
 async def wrap(provider: LocalProvider, key: bytes, *, context: str) -> bytes:

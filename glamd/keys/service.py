@@ -49,12 +49,17 @@ class Keys:
         self,
         *,
         database: Database,
+        glam: Database,
         provider: LocalProvider,
         identity_key: bytes,
         record: Record,
         clock: Clock,
     ) -> None:
-        """`identity_key` is a key that is never rotated: that of the fingerprints."""
+        """`identity_key` is a key that is never rotated: that of the fingerprints.
+
+        `glam` is where the data keys of all that is no card data are, for lists.
+        """
+        self._glam = glam
         self._identity_key = identity_key
         self._database = database
         self._provider = provider
@@ -116,7 +121,8 @@ class Keys:
 
     async def list_keys(self) -> tuple[KeyVersion, ...]:
         """Every version of every keyring, destroyed ones too; keys stay wrapped."""
-        return await store.keys(self._database)
+        card_data = await store.keys(self._database, "cde")
+        return (*card_data, *await store.keys(self._glam, "glam"))
 
     async def list_key_sets(self) -> tuple[KeySet, ...]:
         """Every key set, by name."""

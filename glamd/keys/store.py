@@ -1,4 +1,4 @@
-"""The rows of keys: `cde.encryption_keys` and `cde.key_sets`. SQL in, frozen rows out.
+"""The rows of keys: `encryption_keys` of either schema and `cde.key_sets`. SQL in, rows out.
 
 What is wrapped stays wrapped in here; opening it is for `keyrings` and `service`.
 """
@@ -12,25 +12,35 @@ from glamd.db import Connection, Database, Row
 
 KeyStatus = Literal["active", "decrypt-only", "retired", "destroyed"]
 KeySetStatus = Literal["active", "retired"]
+Schema = Literal["cde", "glam"]
+"""Whose data keys: those of card data, or those of the rest, perhaps on another server."""
 
 KEYS_LIMIT: Final = 10_000
 """Key versions and key sets read at once; far more than anybody has."""
 
-_KEYS: Final = """
+_KEYS_OF: Final = """
 SELECT keyring, version, wrapped_key, provider, kcv, status,
        created_at, activated_at, retired_at, destroyed_at
-FROM cde.encryption_keys
+FROM {schema}.encryption_keys
 WHERE $1::text IS NULL OR keyring = $1
 ORDER BY keyring, created_at, version
 LIMIT $2
 """
+_KEYS: Final[dict[Schema, str]] = {
+    "cde": _KEYS_OF.format(schema="cde"),
+    "glam": _KEYS_OF.format(schema="glam"),
+}
 
-_ADD_FIRST_KEY: Final = """
-INSERT INTO cde.encryption_keys
+_ADD_FIRST_KEY_TO: Final = """
+INSERT INTO {schema}.encryption_keys
     (keyring, version, wrapped_key, provider, kcv, status, created_at, activated_at)
 VALUES ($1, $2, $3, $4, $5, 'active', $6, $6)
 ON CONFLICT DO NOTHING
 """
+_ADD_FIRST_KEY: Final[dict[Schema, str]] = {
+    "cde": _ADD_FIRST_KEY_TO.format(schema="cde"),
+    "glam": _ADD_FIRST_KEY_TO.format(schema="glam"),
+}
 
 _KEY_SET_COLUMNS: Final = """
 SELECT key_set, scheme, data_usage, key_type, padding, mac, counter_window,
@@ -86,9 +96,11 @@ class StoredKeySet:
     wrapped_bdk: bytes = field(repr=False)
 
 
-async def keys(database: Database, keyring: str | None = None) -> tuple[KeyVersion, ...]:
-    """All versions of a keyring, or of all keyrings, oldest first."""
-    rows = await database.fetch(_KEYS, keyring, KEYS_LIMIT)
+async def keys(
+    database: Database, schema: Schema, keyring: str | None = None
+) -> tuple[KeyVersion, ...]:
+    """All versions of a keyring, or of all keyrings of the schema, oldest first."""
+    rows = await database.fetch(_KEYS[schema], keyring, KEYS_LIMIT)
     return tuple(
         KeyVersion(
             keyring=row["keyring"],
@@ -108,6 +120,7 @@ async def keys(database: Database, keyring: str | None = None) -> tuple[KeyVersi
 
 async def add_first_key(
     database: Database,
+    schema: Schema,
     *,
     keyring: str,
     version: str,
@@ -117,7 +130,7 @@ async def add_first_key(
     at: datetime,
 ) -> None:
     """Make the first version of a keyring, unless another node has: one is active at a time."""
-    await database.execute(_ADD_FIRST_KEY, keyring, version, wrapped_key, provider, kcv, at)
+    await database.execute(_ADD_FIRST_KEY[schema], keyring, version, wrapped_key, provider, kcv, at)
 
 
 async def key_set(database: Database, name: str) -> StoredKeySet | None:

@@ -262,7 +262,12 @@ def recorded() -> Recorded:
 @pytest.fixture
 def keys(database: Database, provider: LocalProvider, recorded: Recorded) -> Keys:
     return Keys(
-        database=database, provider=provider, identity_key=bytes(32), record=recorded, clock=CLOCK
+        database=database,
+        glam=database,
+        provider=provider,
+        identity_key=bytes(32),
+        record=recorded,
+        clock=CLOCK,
     )
 
 
@@ -308,7 +313,12 @@ def unconnected(recorded: Recorded, directory: Path) -> Keys:
     database = Database.__new__(Database)
     provider = local_provider(directory)
     return Keys(
-        database=database, provider=provider, identity_key=bytes(32), record=recorded, clock=CLOCK
+        database=database,
+        glam=database,
+        provider=provider,
+        identity_key=bytes(32),
+        record=recorded,
+        clock=CLOCK,
     )
 
 
@@ -365,6 +375,7 @@ async def test_a_provider_that_does_not_answer_is_waited_for_no_longer_than_its_
     await import_magtek(keys)
     away = Keys(
         database=database,
+        glam=database,
         provider=AwayProvider(),
         identity_key=bytes(32),
         record=recorded,

@@ -117,7 +117,7 @@ def test_a_route_is_for_those_it_names(
 ) -> None:
     entry = route("GET", "/x", *access)
     if allowed:
-        entry.allow(identity)
+        entry.allow(identity, {})
     else:
         with pytest.raises(ForbiddenError):
-            entry.allow(identity)
+            entry.allow(identity, {})

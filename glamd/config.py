@@ -1,29 +1,23 @@
 """What can be set, with its default and its limits: frozen objects, checked once at the start.
 
-Reading the file, the environment and secrets is `glamd.config_sources`', telling mistakes is
-`glamd.config_mistakes`', and opening the files that a setting names belongs to who uses them.
+Reading the file, the environment and secrets is `glamd.config_sources`', the kinds of values are
+`glamd.config_types`', telling mistakes is `glamd.config_mistakes`', the sections of shop platforms
+stand in `glamd.config_shops`; opening the files that a setting names belongs to who uses them.
 Units are the last part of a name. A rule that spans several keys stands at the last of them, so
 that it is told together with every other mistake and not only when all others are mended.
 """
 
-import ipaddress
 import json
 import os
-import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from uuid import UUID
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     IPvAnyNetwork,
-    PlainSerializer,
     PrivateAttr,
     SecretStr,
     ValidationError,
@@ -32,98 +26,33 @@ from pydantic import (
 )
 
 from glamd import config_mistakes, config_sources
+from glamd.config_shops import Credentials, Shopify
+from glamd.config_types import (
+    Burst,
+    Host,
+    Level,
+    Merchants,
+    Name,
+    Names,
+    Origins,
+    Port,
+    PostgresUrl,
+    Rate,
+    Seconds,
+    Secrets,
+    Section,
+    from_json,
+    is_loopback,
+    split,
+    to_level,
+)
 from glamd.errors import FieldError
 from glamd.payments.model import DecryptField
 
 DEFAULT_CONFIG_FILE = Path("/etc/glamd/glamd.toml")
 MIN_HS256_SECRET_BYTES = 32
 """RFC 7518, 3.2: a key of the size of the hash or larger."""
-MASK = "**********"
 EVERY_INTERFACE = "0.0.0.0"  # noqa: S104  terminals and workers come from outside, with certificates
-
-
-def _split(value: object) -> object:
-    """A list out of one environment variable: JSON, or words between commas."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        return _from_json(value)
-    return [part.strip() for part in value.split(",") if part.strip()]
-
-
-def _secrets(value: object) -> object:
-    """As `_split`, but a plain text is one secret, whatever characters it has."""
-    if not isinstance(value, str):
-        return value
-    return _from_json(value) if value.lstrip().startswith("[") else [value]
-
-
-def _from_json(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        raise ValueError("should be a list, as JSON") from None
-
-
-def _merchants(value: object) -> object:
-    """`"*"` is every merchant, which is the empty tuple from here on; an empty list is a slip."""
-    if value == "*":
-        return ()
-    if not value:
-        raise ValueError('should be "*" for every merchant, or a list of merchant ids')
-    return _split(value)
-
-
-def _postgres_url(value: SecretStr) -> SecretStr:
-    """A URL that asyncpg understands; a driver that SQLAlchemy puts into the scheme is dropped."""
-    url, replaced = re.subn(
-        r"\Apostgres(?:ql)?(?:\+[a-z0-9]+)?://", "postgresql://", value.get_secret_value()
-    )
-    if not replaced:
-        raise ValueError("should be a URL that begins with postgresql://")
-    return SecretStr(url)
-
-
-def _masked(url: SecretStr) -> str:
-    """The URL without its password and parameters, so that an operator sees which server it is."""
-    secret = url.get_secret_value()
-    parts = re.fullmatch(r"(postgresql://)(?:([^:@/?#]*)(?::[^@/?#]*)?@)?([^@?#]*)([?].*)?", secret)
-    if parts is None:
-        return MASK
-    user = "" if parts[2] is None else f"{parts[2]}:{MASK}@"
-    return f"{parts[1]}{user}{parts[3]}{'?' + MASK if parts[4] else ''}"
-
-
-def _level(value: object) -> object:
-    name = value.strip().lower() if isinstance(value, str) else value
-    return (
-        {"warn": "warning", "fatal": "critical"}.get(name, name) if isinstance(name, str) else name
-    )
-
-
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Rate = Annotated[float, Field(gt=0, le=1_000_000)]
-Burst = Annotated[int, Field(ge=1, le=1_000_000)]
-Name = Annotated[str, Field(pattern=r"\A[A-Za-z0-9._-]{1,64}\z")]
-Names = Annotated[tuple[Name, ...], BeforeValidator(_split)]
-PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url), PlainSerializer(_masked)]
-Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_secrets)]
-Merchants = Annotated[
-    tuple[UUID, ...],
-    BeforeValidator(_merchants),
-    PlainSerializer(lambda ids: [str(merchant) for merchant in ids] or "*"),
-]
-Host = Annotated[str, Field(min_length=1, max_length=255)]
-Level = Literal["debug", "info", "warning", "error", "critical"]
-
-
-class Section(BaseModel):
-    """A table of settings: nothing in it can be changed, and nothing unknown may stand in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Database(Section):
@@ -143,7 +72,8 @@ class Http(Section):
     port: Port = 8080
     tls_cert: Path | None = Field(default=None, validate_default=True)
     tls_key: Path | None = Field(default=None, validate_default=True)
-    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_split)] = ()
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(split)] = ()
+    cors_origins: Origins = ()
     rate_limit_per_s: Rate = 200.0
     rate_burst: Burst = 400
 
@@ -171,7 +101,7 @@ class WorkerGrant(Section):
 
     name: Name
     purposes: Annotated[Names, Field(min_length=1)]
-    fields: Annotated[tuple[DecryptField, ...], BeforeValidator(_split), Field(min_length=1)]
+    fields: Annotated[tuple[DecryptField, ...], BeforeValidator(split), Field(min_length=1)]
     merchants: Merchants
     rate_per_s: Rate = 100.0
 
@@ -186,7 +116,7 @@ class Worker(Section):
     tls_key: Path | None = Field(default=None, validate_default=True)
     client_ca: Path | None = Field(default=None, validate_default=True)
     trust_domain: Name = "glamd"
-    grants: Annotated[tuple[WorkerGrant, ...], BeforeValidator(_from_json)] = ()
+    grants: Annotated[tuple[WorkerGrant, ...], BeforeValidator(from_json)] = ()
 
     @field_validator("tls_cert", "tls_key", "client_ca")
     @classmethod
@@ -250,10 +180,12 @@ class Admin(Section):
 
 
 class Auth(Section):
-    """JWTs: several secrets of a kind are valid at once, so that they can be rotated."""
+    """JWTs: several secrets and keys of a kind are valid at once, so that they can be rotated."""
 
     client_secrets: Secrets = ()
     internal_secrets: Secrets = ()
+    client_jwks_file: Path | None = None
+    internal_jwks_file: Path | None = None
     require_audience: bool = False
     max_lifetime_h: Annotated[float, Field(gt=0, le=24)] = 24.0
 
@@ -277,7 +209,7 @@ class Payments(Section):
 class Logging(Section):
     """`auto` is `console` on a terminal and `json` anywhere else."""
 
-    level: Annotated[Level, BeforeValidator(_level)] = "info"
+    level: Annotated[Level, BeforeValidator(to_level)] = "info"
     format: Literal["json", "console", "auto"] = "auto"
 
 
@@ -296,6 +228,8 @@ class Settings(Section):
     auth: Auth
     keys: Keys
     payments: Payments
+    credentials: Credentials
+    shopify: Shopify
     logging: Logging
 
     _warnings: tuple[str, ...] = PrivateAttr(default=())
@@ -316,10 +250,12 @@ class Settings(Section):
         if info.data.get("environment") != "production":
             return value
         wrong = []
-        for name in ("client_secrets", "internal_secrets"):
+        for kind in ("client", "internal"):
+            name = f"{kind}_secrets"
             secrets: tuple[SecretStr, ...] = getattr(value, name)
-            if not secrets:
-                wrong.append((name, f"needs a secret in production, best as auth.{name}_file"))
+            if not secrets and getattr(value, f"{kind}_jwks_file") is None:
+                instead = f"best as auth.{name}_file, or keys in auth.{kind}_jwks_file"
+                wrong.append((name, f"needs a secret in production, {instead}"))
             elif any(len(s.get_secret_value().encode()) < MIN_HS256_SECRET_BYTES for s in secrets):
                 wrong.append(
                     (name, f"has a secret of less than {MIN_HS256_SECRET_BYTES} bytes (HS256)")
@@ -373,24 +309,23 @@ def _build(gathered: config_sources.Gathered) -> Settings:
 def check_files(settings: Settings) -> None:
     """Raise `ConfigError` that names every setting whose file is not there or cannot be read."""
     mistakes = []
-    for name in _SECTIONS:
-        for key, value in getattr(settings, name):
-            if not isinstance(value, Path) or (name, key) == ("admin", "socket"):
-                continue
-            if not value.is_file():
-                mistakes.append(FieldError(f"{name}.{key}", "names a file that is not there"))
-            elif not os.access(value, os.R_OK):
-                mistakes.append(FieldError(f"{name}.{key}", "names a file that cannot be read"))
+    for name, value in _paths(settings):
+        if not value.is_file():
+            mistakes.append(FieldError(name, "names a file that is not there"))
+        elif not os.access(value, os.R_OK):
+            mistakes.append(FieldError(name, "names a file that cannot be read"))
     if mistakes:
         raise config_mistakes.config_error(mistakes)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a listener on `host` can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _paths(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """Every file that the settings name, with its dotted key."""
+    for name in _SECTIONS:
+        for key, value in getattr(settings, name):
+            if isinstance(value, Path) and (name, key) != ("admin", "socket"):
+                yield f"{name}.{key}", value
+    for number, platform in enumerate(settings.credentials.oauth):
+        yield f"credentials.oauth[{number}].client_secret_file", platform.client_secret_file
 
 
 def effective(settings: Settings) -> str:

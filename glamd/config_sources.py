@@ -28,8 +28,16 @@ MAX_SECRET_BYTES = 64 * 1024
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 """Where systemd puts what a unit's `LoadCredential=` names, and tells the service."""
 
-SINGLE_SECRETS: tuple[KeyPath, ...] = (("database", "url"), ("database", "cde_url"))
-LISTED_SECRETS: tuple[KeyPath, ...] = (("auth", "client_secrets"), ("auth", "internal_secrets"))
+SINGLE_SECRETS: tuple[KeyPath, ...] = (
+    ("database", "url"),
+    ("database", "cde_url"),
+    ("credentials", "import_key"),
+)
+LISTED_SECRETS: tuple[KeyPath, ...] = (
+    ("auth", "client_secrets"),
+    ("auth", "internal_secrets"),
+    ("shopify", "api_secrets"),
+)
 """These may come from a file: `<key>_file` names it, or a credential has the key's dotted name.
 A list has one secret on each line."""
 
@@ -57,12 +65,12 @@ _OLDER_NAMES: tuple[tuple[str, KeyPath], ...] = (
     ("DEFAULT_TOKEN_TTL_HOURS", ("payments", "default_token_ttl_h")),
     ("TOKEN_ENCRYPTION_KEY_ID", ("keys", "first_version")),
     ("CURRENT_KEY_VERSION", ("keys", "first_version")),
+    ("TOKEN_ENCRYPTION_KEY", ("credentials", "import_key")),
+    ("SHOPIFY_API_KEY", ("shopify", "api_key")),
+    ("SHOPIFY_API_SECRET", ("shopify", "api_secrets")),
 )
 _OF_PARTS_TO_COME = {
-    "TOKEN_ENCRYPTION_KEY": "it serves the import of older platform tokens",
     "BDK_KMS_KEY_ID": "keys.provider is 'local'",
-    "SHOPIFY_API_KEY": "it belongs to billing",
-    "SHOPIFY_API_SECRET": "it belongs to billing",
     "SHOPIFY_API_VERSION": "it belongs to billing",
 }
 _DROPPED_SUFFIXES = {

@@ -6,13 +6,12 @@ glamd builds its own collaborators.
 """
 
 import asyncio
-import gc
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -43,6 +42,7 @@ from glamd.http.worker import WorkerServer
 from glamd.keys.keyrings import Keyrings
 from glamd.keys.local import LocalProvider
 from glamd.keys.service import Keys
+from glamd.lifetime import Lifetime, spare_the_collector
 from glamd.merchants.service import Merchants
 from glamd.payments import cipher
 from glamd.payments.audit import Audit
@@ -51,12 +51,6 @@ from glamd.payments.tokens import Tokens
 from glamd.payments.vault import Vault
 
 log = structlog.get_logger()
-
-GC_YOUNG_OBJECTS: Final = 50_000
-GC_MIDDLE_RUNS: Final = 20
-GC_OLD_RUNS: Final = 50
-LAST_STOP_S: Final = 1.0
-"""What every part has to stop in, however little of the drain's time is left."""
 
 Reload: TypeAlias = Callable[[config.Settings], Awaitable[None]]
 
@@ -93,10 +87,10 @@ async def running(
     async with AsyncExitStack() as stack:
         assembly = _Assembly(settings, stack, stop_requested, registry)
         daemon = await assembly.start()
-        _spare_the_collector()
+        spare_the_collector()
         log.info("daemon_ready", http_port=daemon.http_port, mqtt_port=daemon.mqtt_port)
         yield daemon
-        assembly.begin_drain()
+        assembly.lifetime.begin_drain()
 
 
 class _Assembly:
@@ -113,10 +107,14 @@ class _Assembly:
         self._settings = settings
         self._stack = stack
         self._clock = SystemClock()
-        self._draining = False
-        self._drain_until_s: float | None = None
         self._stop_requested = stop_requested
         self._started_at = self._clock.now()
+        self.lifetime = Lifetime(
+            stack,
+            clock=self._clock,
+            drain_timeout_s=settings.drain_timeout_s,
+            stop_requested=stop_requested,
+        )
 
     async def start(self) -> Daemon:
         await self._databases()
@@ -135,12 +133,6 @@ class _Assembly:
             stop_requested=self._stop_requested,
             reload=self._reload,
         )
-
-    def begin_drain(self) -> None:
-        """Turn readiness off before anything is stopped, and start the one clock of the drain."""
-        self._draining = True
-        self._drain_until_s = self._clock.monotonic_s() + self._settings.drain_timeout_s
-        log.info("daemon_draining", timeout_s=self._settings.drain_timeout_s)
 
     async def _databases(self) -> None:
         urls = self._settings.database
@@ -175,7 +167,7 @@ class _Assembly:
         )
         self._audit = Audit(self._cde, self._keyrings.audit, self._clock)
         await self._audit.start()
-        self._at_drain(self._audit.stop)
+        self.lifetime.at_drain(self._audit.stop)
         self._keys = Keys(
             database=self._cde,
             glam=self._glam,
@@ -194,7 +186,7 @@ class _Assembly:
             batch_limit=settings.payments.commit_batch_limit,
         )
         await self._vault.journal.start()
-        self._at_drain(self._vault.journal.stop)
+        self.lifetime.at_drain(self._vault.journal.stop)
         self._tokens = Tokens(self._cde, clock=self._clock)
         self._detokenizer = Detokenizer(
             self._cde,
@@ -204,7 +196,7 @@ class _Assembly:
             clock=self._clock,
         )
         self._system = System(clock=self._clock)
-        self._at_drain(self._system.drain)
+        self.lifetime.at_drain(self._system.drain)
         metrics.register(ActorCollector(self._system), self._stack, self._collectors)
 
     def _session_parts(self) -> SessionParts:
@@ -232,9 +224,9 @@ class _Assembly:
     async def _devices(self) -> None:
         settings = self._settings
         presence = Presence(self._cde, node_id=settings.node_id, clock=self._clock)
-        self._at_drain(partial(_flushed, presence))
-        self._task(presence.run(), "presence")
-        self._task(metrics.LoopLag(self._clock).run(), "loop-lag")
+        self.lifetime.at_drain(partial(_flushed, presence))
+        self.lifetime.task(presence.run(), "presence")
+        self.lifetime.task(metrics.LoopLag(self._clock).run(), "loop-lag")
         self._gateway = Gateway(
             self._cde,
             system=self._system,
@@ -244,7 +236,7 @@ class _Assembly:
         watch = StatusWatch(
             self._cde, interval_s=settings.devices.status_poll_s, changed=self._gateway.changed
         )
-        self._task(watch.run(), "device-watch")
+        self.lifetime.task(watch.run(), "device-watch")
         self._authority = wiring.authority(settings.devices)
         self._registry = Registry(
             self._cde,
@@ -264,7 +256,7 @@ class _Assembly:
         )
         self._gateway.attach(self._endpoint)
         await self._endpoint.start(mqtt.host, mqtt.port)
-        self._at_drain(self._endpoint.stop)
+        self.lifetime.at_drain(self._endpoint.stop)
 
     async def _reload(self, settings: config.Settings) -> None:
         """Use the certificates of `settings` for connections from now on.
@@ -300,7 +292,7 @@ class _Assembly:
             ),
             controls=Controls(
                 drain=self._stop_requested.set,
-                draining=self._is_draining,
+                draining=self.lifetime.is_draining,
                 get_level=logs.get_level,
                 set_level=logs.set_level,
             ),
@@ -339,7 +331,7 @@ class _Assembly:
                 Part(name="database", required=True, check=_check(self._cde.health)),
                 Part(name="key-provider", required=False, check=_check(self._provider.health)),
             ],
-            draining=self._is_draining,
+            draining=self.lifetime.is_draining,
             clock=self._clock,
         )
         self._health = health
@@ -354,13 +346,13 @@ class _Assembly:
             health=health,
             limiter=limiter,
             trusted_proxies=settings.http.trusted_proxies,
-            draining=self._is_draining,
+            draining=self.lifetime.is_draining,
             clock=self._clock,
         )
         self._http_port = await self._api.start(
             settings.http.host, settings.http.port, wiring.api_tls(settings.http)
         )
-        self._at_drain(self._api.stop)
+        self.lifetime.at_drain(self._api.stop)
         self._worker_port: int | None = None
         if settings.worker.enabled:
             self._worker = WorkerServer(
@@ -368,13 +360,13 @@ class _Assembly:
                 trust_domain=settings.worker.trust_domain,
                 health=health,
                 limiter=limiter,
-                draining=self._is_draining,
+                draining=self.lifetime.is_draining,
                 clock=self._clock,
             )
             self._worker_port = await self._worker.start(
                 settings.worker.host, settings.worker.port, wiring.worker_tls(settings.worker)
             )
-            self._at_drain(self._worker.stop)
+            self.lifetime.at_drain(self._worker.stop)
 
     def _authenticator(self) -> Authenticator:
         auth = self._settings.auth
@@ -386,46 +378,6 @@ class _Assembly:
             clock=self._clock,
             max_lifetime_s=auth.max_lifetime_h * 3600,
         )
-
-    def _at_drain(self, stop: Callable[[float], Awaitable[object]]) -> None:
-        """Stop a part when its turn comes, with what is left of the drain's time, at least 1 s."""
-
-        async def within() -> None:
-            until_s = self._drain_until_s or self._clock.monotonic_s()
-            await stop(max(LAST_STOP_S, until_s - self._clock.monotonic_s()))
-
-        self._stack.push_async_callback(within)
-
-    def _is_draining(self) -> bool:
-        return self._draining
-
-    def _task(self, work: Coroutine[None, None, None], name: str) -> None:
-        """Run something beside the rest until the drain gets here."""
-        task = asyncio.create_task(work, name=name)
-        task.add_done_callback(self._ended)
-        self._stack.push_async_callback(_cancelled, task)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        # A task of ours ends only by being cancelled; without it the daemon is not whole.
-        if not task.cancelled():
-            log.error("task_ended", task=task.get_name(), exc_info=task.exception())
-            self._stop_requested.set()
-
-
-def _spare_the_collector() -> None:
-    """Keep the cyclic collector from walking what lives as long as the process.
-
-    With the defaults it looked at everything every few thousand tokens: 12 % of the time under
-    load, and most of what stood between p50 and p99.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_YOUNG_OBJECTS, GC_MIDDLE_RUNS, GC_OLD_RUNS)
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _flushed(presence: Presence, timeout_s: float) -> None:

@@ -17,6 +17,15 @@ Health = Literal["valid", "expired", "refresh-failing"]
 PLATFORMS: Final[tuple[Platform, ...]] = get_args(Platform)
 TOKEN_TYPES: Final[tuple[TokenType, ...]] = get_args(TokenType)
 
+DEFAULT_READERS: Final = (
+    "platform-connector",
+    "webhook-service",
+    "merchant-service",
+    "catalog-service",
+    "analytics-service",
+)
+"""The services that may read, where the configuration names no others."""
+
 ACCESS_TOKEN: Final = "access_token"
 REFRESH_TOKEN: Final = "refresh_token"
 
@@ -117,3 +126,20 @@ class Reading:
 
     tokens: tuple[OpenToken, ...]
     undecryptable: tuple[Platform, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """One row of the access log: who did what to which token, and how it ended."""
+
+    access_id: int
+    at: datetime
+    merchant_id: UUID
+    platform: Platform | None
+    """None: every platform of the merchant, and there was no token."""
+
+    token_id: UUID | None
+    action: Action
+    accessor: Accessor
+    error: str | None
+    """A stable code; None is success."""

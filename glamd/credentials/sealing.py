@@ -33,13 +33,21 @@ async def open_sealed(
     """The secret that was sealed for this row.
 
     CryptoError where the key is gone, or the row is not the one that it was sealed for;
-    UnavailableError where the key must be fetched and the database or the provider is away.
+    UnavailableError where the key must be fetched and the database or the provider is away. A key
+    that is not in memory costs a connection of the pool: never await this while holding one.
     """
     key = await keyring.version(key_version)
-    place = _place(merchant_id, platform, key_version)
+    return open_under(key, ciphertext, merchant_id=merchant_id, platform=platform)
+
+
+def open_under(key: DataKey, ciphertext: bytes, *, merchant_id: UUID, platform: Platform) -> Secret:
+    """`open_sealed` under a key that is at hand already; CryptoError."""
+    place = _place(merchant_id, platform, key.version)
     clear = key.sealer.open_sealed(ciphertext, associated_data=place)
     try:
         data: object = orjson.loads(clear)
+    except orjson.JSONDecodeError:
+        data = None  # that error carries what it could not read, and must not travel
     finally:
         clear[:] = bytes(len(clear))
     if not isinstance(data, dict):

@@ -5,9 +5,7 @@ first, where it is unique, then in `cde`. Making the same one again makes what i
 a crash in between is mended by repeating the command.
 """
 
-import os
 import re
-from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -16,6 +14,7 @@ import structlog
 from glamd.clock import Clock
 from glamd.db import Database
 from glamd.errors import ConflictError, FieldError, InputError, NotFoundError
+from glamd.ids import uuid7
 from glamd.merchants import store
 from glamd.merchants.store import Merchant
 
@@ -89,15 +88,6 @@ class Merchants:
         """The merchant with this domain in any case; NotFoundError MERCHANT_NOT_FOUND."""
         domain = _lower(domain)
         return _found(await store.by_domain(self._glam, domain) if _is_domain(domain) else None)
-
-
-def uuid7(now: datetime) -> UUID:
-    """A UUIDv7 (RFC 9562, 5.7): 48 bits of milliseconds, 74 random ones."""
-    milliseconds = int(now.timestamp() * 1000)
-    value = milliseconds << 80 | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) | 7 << 76
-    value = value & ~(0x3 << 62) | 2 << 62
-    return UUID(int=value)
 
 
 def _check(wanted: Merchant) -> None:

@@ -66,7 +66,8 @@ CREATE TABLE glam.platform_tokens (
 COMMENT ON COLUMN glam.platform_tokens.generation IS
     'raised whenever the secret changes: an answer to a refresh of an older one is thrown away';
 COMMENT ON COLUMN glam.platform_tokens.refreshable IS 'a refresh token is sealed with it';
-CREATE INDEX platform_tokens_to_refresh ON glam.platform_tokens (expires_at) WHERE refreshable;
+CREATE INDEX platform_tokens_to_refresh
+    ON glam.platform_tokens (refresh_not_before, expires_at) WHERE refreshable;
 
 CREATE TABLE glam.token_access_log (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

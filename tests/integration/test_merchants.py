@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -10,7 +9,6 @@ import pytest
 
 from glamd.db import Database
 from glamd.errors import ConflictError, GlamError, InputError, NotFoundError, UnavailableError
-from glamd.merchants import service
 from glamd.merchants.service import Merchants
 from glamd.merchants.store import Merchant
 from tests.support.database_proxy import DatabaseProxy
@@ -201,13 +199,3 @@ async def test_merchants_are_listed_page_by_page_in_the_order_they_were_made(
     for limit in (0, 201):
         with pytest.raises(InputError):
             await merchants.list(limit=limit)
-
-
-def test_a_uuid7_has_its_version_its_time_and_no_twin() -> None:
-    now = datetime(2025, 11, 12, 10, 30, 0, 123_456, tzinfo=UTC)
-    made = {service.uuid7(now) for _ in range(1000)}
-    assert len(made) == 1000
-    for one in made:
-        assert (one.version, one.variant) == (7, "specified in RFC 4122")
-        assert one.int >> 80 == 1_762_943_400_123
-    assert max(made) < service.uuid7(now + timedelta(milliseconds=1))

@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format lock bench faults clean environment
+.PHONY: help setup run test check format lock docs bench faults clean environment
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -45,6 +45,10 @@ lock: setup ## Pin the newest versions that setup.cfg allows, by hash: pip-compi
 	$(BIN)/pip-compile --quiet --upgrade --all-extras --generate-hashes --allow-unsafe --strip-extras \
 	    --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-annotate \
 	    --output-file requirements.lock $(ARGS) setup.cfg
+
+docs: setup ## Write what the docs say of the code: docs/openapi.json, the matrix in docs/api.md
+	$(BIN)/python -m glamd.http.openapi > docs/openapi.json
+	$(BIN)/python -m glamd.http.matrix docs/api.md
 
 bench: setup ## Measure what spec and README promise: python -m bench ARGS
 	$(BIN)/python -m bench $(ARGS)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Mapping
 
-from bench import actors, dukpt, endpoint, report, start, tokens
+from bench import actors, dukpt, endpoint, http, report, start, tokens
 from bench.report import Result
 
 TOKEN_BAR = 10_000.0
@@ -26,6 +26,7 @@ def main() -> int:
         *_plain(dukpt.measure(), bar=f">= {DUKPT_BAR}", least_ratio=DUKPT_BAR),
         *_idle(actors.measure()),
         *_endpoint(echo.values()),
+        *_http(http.measure()),
         *_start(figures),
     ]
     print(report.show(results))
@@ -114,6 +115,23 @@ def _endpoint(rows: Iterable[Mapping[str, object]]) -> list[Result]:
             unit=str(row["unit"]),
             bar=str(row.get("bar", "")),
             holds=bool(row["holds"]) if "holds" in row else None,
+        )
+        for row in rows
+    ]
+
+
+def _http(rows: Iterable[Mapping[str, object]]) -> list[Result]:
+    return [
+        Result(
+            name=str(row["name"]),
+            value=_value(row),
+            unit=str(row["unit"]),
+            rival=str(row["rival_name"]),
+            rival_value=_number(row["rival"]),
+            ratio=_number(row["ratio"]),
+            bar=str(row.get("bar", "")),
+            holds=bool(row["holds"]) if "holds" in row else None,
+            note=str(row["note"]),
         )
         for row in rows
     ]

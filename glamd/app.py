@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -31,6 +31,9 @@ from glamd.admin.peers import Operators
 from glamd.admin.routes_daemon import Controls, Facts
 from glamd.admin.server import AdminServer
 from glamd.clock import SystemClock
+from glamd.credentials.importing.service import Importer
+from glamd.credentials.refresh.service import Refresher
+from glamd.credentials.service import PlatformTokens
 from glamd.crypto.aead import Sealer
 from glamd.db import Database
 from glamd.errors import ConfigError, GlamError, TransientError
@@ -39,6 +42,8 @@ from glamd.http.health import Health, Part
 from glamd.http.limits import RateLimiter
 from glamd.http.server import ApiServer
 from glamd.http.worker import WorkerServer
+from glamd.idempotency import IdempotencyKeys
+from glamd.keys import keyrings
 from glamd.keys.keyrings import Keyrings
 from glamd.keys.local import LocalProvider
 from glamd.keys.service import Keys
@@ -49,8 +54,11 @@ from glamd.payments.audit import Audit
 from glamd.payments.detokenize import Detokenizer
 from glamd.payments.tokens import Tokens
 from glamd.payments.vault import Vault
+from glamd.revocations.service import Revocations
 
 log = structlog.get_logger()
+
+PURGE_EVERY_S: Final = 60.0
 
 Reload: TypeAlias = Callable[[config.Settings], Awaitable[None]]
 
@@ -67,7 +75,7 @@ class Daemon:
     mqtt_port: int
     stop_requested: asyncio.Event
     reload: Reload
-    """Uses the certificates that these settings name; ConfigError leaves everything as it was."""
+    """Uses the certificates and JWT keys that these settings name; ConfigError changes nothing."""
 
 
 @asynccontextmanager
@@ -121,6 +129,8 @@ class _Assembly:
         await self._key_material()
         await self._payments()
         await self._devices()
+        await self._shops()
+        await self._identity()
         await self._http()
         await self._admin()
         return Daemon(
@@ -199,6 +209,46 @@ class _Assembly:
         self.lifetime.at_drain(self._system.drain)
         metrics.register(ActorCollector(self._system), self._stack, self._collectors)
 
+    async def _shops(self) -> None:
+        settings = self._settings.credentials
+        keyring = keyrings.platform_tokens(database=self._glam, provider=self._provider)
+        await keyring.load(self._clock, self._settings.keys.first_version)
+        refresher = Refresher(
+            self._glam,
+            keyring=keyring,
+            platforms=wiring.oauth(self._settings),
+            clock=self._clock,
+            node_id=self._settings.node_id,
+            interval_s=settings.refresh_interval_s,
+            concurrency=settings.refresh_concurrency,
+        )
+        self.lifetime.task(refresher.run(), "refresh")
+        self.lifetime.at_drain(refresher.stop)
+        self._platform_tokens = PlatformTokens(
+            self._glam, keyring=keyring, clock=self._clock, renew=refresher.renew
+        )
+        key = settings.import_key
+        self._importer = Importer(
+            self._glam,
+            keyring=keyring,
+            key_text=None if key is None else key.get_secret_value(),
+            clock=self._clock,
+        )
+
+    async def _identity(self) -> None:
+        auth = self._settings.auth
+        self._revocations = Revocations(self._glam, clock=self._clock)
+        await self._revocations.load()
+        self.lifetime.task(self._revocations.run(), "revocations")
+        self._authenticator = Authenticator(
+            **wiring.jwt_keys(auth),
+            require_audience=auth.require_audience,
+            merchant_by_domain=self._merchants.by_domain,
+            clock=self._clock,
+            is_revoked=self._revocations.is_revoked,
+            max_lifetime_s=auth.max_lifetime_h * 3600,
+        )
+
     def _session_parts(self) -> SessionParts:
         keyring = self._keyrings.payment_tokens
 
@@ -259,13 +309,14 @@ class _Assembly:
         self.lifetime.at_drain(self._endpoint.stop)
 
     async def _reload(self, settings: config.Settings) -> None:
-        """Use the certificates of `settings` for connections from now on.
+        """Use the certificates and the JWT keys of `settings` from now on.
 
         All of them are read before any is used. Raises ConfigError.
         """
         mqtt = wiring.mqtt_tls(settings.mqtt)
         api = wiring.api_tls(settings.http)
         worker = wiring.worker_tls(settings.worker) if settings.worker.enabled else None
+        self._authenticator.replace_keys(**wiring.jwt_keys(settings.auth))
         self._endpoint.replace_tls(mqtt)
         if api is not None and self._settings.http.tls_cert is not None:
             await self._api.replace_tls(api)
@@ -306,6 +357,9 @@ class _Assembly:
             keys=self._keys,
             tokens=self._tokens,
             audit=self._audit,
+            credentials=self._platform_tokens,
+            importer=self._importer,
+            revocations=self._revocations,
             mint=self._mint(),
             clock=self._clock,
         )
@@ -340,12 +394,18 @@ class _Assembly:
             burst=settings.http.rate_burst,
             clock=self._clock,
         )
+        idempotency = IdempotencyKeys(self._glam)
+        self.lifetime.job(idempotency.purge, every_s=PURGE_EVERY_S, name="idempotency-purge")
         self._api = ApiServer(
             tokens=self._tokens,
-            authenticator=self._authenticator(),
+            platform_tokens=self._platform_tokens,
+            readers=settings.credentials.readers,
+            idempotency=idempotency,
+            authenticator=self._authenticator,
             health=health,
             limiter=limiter,
             trusted_proxies=settings.http.trusted_proxies,
+            cors_origins=settings.http.cors_origins,
             draining=self.lifetime.is_draining,
             clock=self._clock,
         )
@@ -367,17 +427,6 @@ class _Assembly:
                 settings.worker.host, settings.worker.port, wiring.worker_tls(settings.worker)
             )
             self.lifetime.at_drain(self._worker.stop)
-
-    def _authenticator(self) -> Authenticator:
-        auth = self._settings.auth
-        return Authenticator(
-            client_secrets=[secret.get_secret_value() for secret in auth.client_secrets],
-            internal_secrets=[secret.get_secret_value() for secret in auth.internal_secrets],
-            require_audience=auth.require_audience,
-            merchant_by_domain=self._merchants.by_domain,
-            clock=self._clock,
-            max_lifetime_s=auth.max_lifetime_h * 3600,
-        )
 
 
 async def _flushed(presence: Presence, timeout_s: float) -> None:

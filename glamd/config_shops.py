@@ -9,15 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from glamd.config_types import Host, Names, Seconds, Secrets, Section, from_json, split
-from glamd.credentials.model import Platform
-
-DEFAULT_READERS = (
-    "platform-connector",
-    "webhook-service",
-    "merchant-service",
-    "catalog-service",
-    "analytics-service",
-)
+from glamd.credentials.model import DEFAULT_READERS, Platform
 
 
 class OAuthPlatform(Section):
@@ -30,7 +22,7 @@ class OAuthPlatform(Section):
     client_secret_file: Path
     client_auth: Literal["body", "basic"] = "body"
     refresh_before_s: Seconds = 600.0
-    timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+    timeout_s: Annotated[float, Field(ge=0.1, le=30)] = 10.0
 
 
 class Credentials(Section):

@@ -21,7 +21,7 @@ KeyPath = tuple[str, ...]
 
 PREFIX = "GLAMD_"
 NESTED = "__"
-NOT_SETTINGS = frozenset({"GLAMD_STATE_DIR", "GLAMD_ADMIN_SOCKET"})
+NOT_SETTINGS = frozenset({"GLAMD_STATE_DIR", "GLAMD_ADMIN_SOCKET", "GLAMD_IMPORT_URL"})
 """Names of ours that `glamd dev` and `glamctl` read, and that a daemon passes over."""
 MAX_CONFIG_BYTES = 1024 * 1024
 MAX_SECRET_BYTES = 64 * 1024

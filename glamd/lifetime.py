@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from glamd.clock import Clock
+from glamd.errors import TransientError
 
 log = structlog.get_logger()
 
@@ -66,6 +67,10 @@ class Lifetime:
         task.add_done_callback(self._ended)
         self._stack.push_async_callback(_cancelled, task)
 
+    def job(self, work: Callable[[], Awaitable[object]], *, every_s: float, name: str) -> None:
+        """Do something now and then beside the rest; what fails is tried again at its next turn."""
+        self.task(_repeated(work, every_s=every_s, name=name), name)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         # A task of ours ends only by being cancelled; without it the daemon is not whole.
         if not task.cancelled():
@@ -82,6 +87,18 @@ def spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_YOUNG_OBJECTS, GC_MIDDLE_RUNS, GC_OLD_RUNS)
+
+
+async def _repeated(work: Callable[[], Awaitable[object]], *, every_s: float, name: str) -> None:
+    while True:
+        try:
+            await work()
+        except TransientError as error:
+            log.warning("job_postponed", job=name, code=error.code)
+        except Exception:
+            # A bug in a job that tidies up must not end the daemon.
+            log.exception("job_failed", job=name)
+        await asyncio.sleep(every_s)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -1,7 +1,7 @@
 """The life of a daemon process: `glamd run`, and the signals that `glamd dev` shares with it.
 
-SIGTERM and SIGINT drain, SIGHUP reads certificates and the log level again, systemd is told what
-goes on. The daemon itself is built by `glamd.app`.
+SIGTERM and SIGINT drain, SIGHUP reads certificates, JWT keys and the log level again, systemd is
+told what goes on. The daemon itself is built by `glamd.app`.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ async def _until_stopped(
 
 
 async def _reload(daemon: app.Daemon, config_file: Path | None) -> None:
-    """Take over the log level and the certificates; a mistake leaves everything as it was."""
+    """Take over log level, certificates and JWT keys; a mistake leaves everything as it was."""
     try:
         settings = config.load(config.file_of(config_file), environ=os.environ)
         await daemon.reload(settings)

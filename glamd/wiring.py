@@ -1,4 +1,4 @@
-"""From settings to what each part wants: limits, TLS contexts, the devices' authority, grants.
+"""From settings to what each part wants: limits, TLS contexts, keys, authorities, grants.
 
 Translation only. What is built from it, and in which order, stands in `glamd.app`.
 """
@@ -7,6 +7,7 @@ import socket
 import ssl
 from datetime import timedelta
 from pathlib import Path
+from typing import TypedDict
 
 from cryptography import x509 as cx509
 from cryptography.hazmat.primitives import serialization
@@ -15,9 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from device_gateway.mqtt.endpoint import EndpointLimits
 from device_gateway.registry import DeviceAuthority
 from glamd import config
+from glamd.credentials.refresh.settings import OAuthSettings
 from glamd.crypto import x509
 from glamd.errors import ConfigError
 from glamd.http import tls
+from glamd.http.jwks import PublicKey, read_jwks
 from glamd.payments.model import Grant
 
 
@@ -95,3 +98,59 @@ def grant(grant: config.WorkerGrant) -> Grant:
         merchants=frozenset(grant.merchants),
         rate_per_s=grant.rate_per_s,
     )
+
+
+class JwtKeys(TypedDict):
+    """What client and internal JWTs are verified with."""
+
+    client_secrets: list[str]
+    internal_secrets: list[str]
+    client_keys: tuple[PublicKey, ...]
+    internal_keys: tuple[PublicKey, ...]
+
+
+def jwt_keys(auth: config.Auth) -> JwtKeys:
+    """Secrets, and the keys of the files that are set; ConfigError."""
+    return JwtKeys(
+        client_secrets=[secret.get_secret_value() for secret in auth.client_secrets],
+        internal_secrets=[secret.get_secret_value() for secret in auth.internal_secrets],
+        client_keys=_jwks(auth.client_jwks_file, "auth.client_jwks_file"),
+        internal_keys=_jwks(auth.internal_jwks_file, "auth.internal_jwks_file"),
+    )
+
+
+def _jwks(file: Path | None, setting: str) -> tuple[PublicKey, ...]:
+    return () if file is None else read_jwks(file, setting=setting)
+
+
+def oauth(settings: config.Settings) -> list[OAuthSettings]:
+    """How platform tokens are renewed; Shopify's by our app there, unless said otherwise.
+
+    ConfigError.
+    """
+    development = settings.environment == "development"
+    found = [
+        OAuthSettings(
+            platform=each.platform,
+            token_url=each.token_url,
+            client_id=each.client_id,
+            client_secret=_one_line(each.client_secret_file),
+            allowed_hosts=each.allowed_hosts,
+            client_auth=each.client_auth,
+            refresh_before_s=each.refresh_before_s,
+            timeout_s=each.timeout_s,
+            allow_insecure_loopback=development,
+        )
+        for each in settings.credentials.oauth
+    ]
+    app, secrets = settings.shopify.api_key, settings.shopify.api_secrets
+    if app is not None and secrets and all(each.platform != "shopify" for each in found):
+        found.append(OAuthSettings.shopify(app, secrets[0].get_secret_value()))
+    return found
+
+
+def _one_line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The secret in {path} cannot be read.") from error

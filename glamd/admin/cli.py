@@ -1,7 +1,7 @@
 """glamctl, the operators' command: its groups put together, and the way in.
 
 Commands stand in the `cli_*` files; each asks the daemon over its admin socket, but for `db`, which
-goes straight to the database.
+goes straight to the database, and `credentials import`, which reads the older service's.
 """
 
 from pathlib import Path
@@ -9,12 +9,14 @@ from pathlib import Path
 import click
 
 from glamd.admin.cli_common import RootGroup, Session, default_socket
+from glamd.admin.cli_credentials import credentials
 from glamd.admin.cli_daemon import actors, drain, health, log_level, status, version
 from glamd.admin.cli_db import db
 from glamd.admin.cli_devices import device
+from glamd.admin.cli_jwt import jwt
 from glamd.admin.cli_keys import keys
 from glamd.admin.cli_merchants import merchant
-from glamd.admin.cli_tokens import audit, jwt, tokens
+from glamd.admin.cli_tokens import audit, tokens
 
 
 @click.group(
@@ -49,6 +51,7 @@ for _command in (
     keys,
     tokens,
     audit,
+    credentials,
     jwt,
     db,
 ):

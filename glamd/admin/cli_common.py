@@ -221,8 +221,10 @@ def text_of(value: object) -> str:
     return str(value)
 
 
-_GOOD = frozenset({"active", "online", "ready"})
-_BAD = frozenset({"revoked", "unavailable", "crashed", "failing"})
+_GOOD = frozenset({"active", "online", "ready", "valid"})
+_BAD = frozenset(
+    {"revoked", "unavailable", "crashed", "failing", "expired", "refresh-failing"}
+)
 _DIM = frozenset({"offline", "idle"})
 
 

@@ -1,4 +1,4 @@
-"""glamctl about payment tokens, the audit chain, and JWTs for trying things out."""
+"""glamctl about payment tokens and the audit chain."""
 
 import sys
 
@@ -68,39 +68,3 @@ def verify(head: str | None) -> None:
         )
     if not found.get("ok"):
         sys.exit(EXIT_FAILED)
-
-
-@click.group(cls=Group)
-def jwt() -> None:
-    """JWTs, in development: mint."""
-
-
-@jwt.group()
-def mint() -> None:
-    """Make a JWT that the daemon believes for twelve hours."""
-
-
-@mint.command()
-@click.option("--merchant", "merchant_id", required=True, help="It need not exist.")
-@click.option("--shop", required=True, help="The shop's domain.")
-@click.option("--scope", help="Scopes, between spaces.")
-def client(merchant_id: str, shop: str, scope: str | None) -> None:
-    """A storefront back end's."""
-    _mint("client", {"merchant_id": merchant_id, "shop": shop, "scope": scope})
-
-
-@mint.command()
-@click.option("--service", required=True, help="The service's name.")
-@click.option("--scope", help="Scopes, between spaces.")
-def internal(service: str, scope: str | None) -> None:
-    """An internal service's."""
-    _mint("internal", {"service": service, "scope": scope})
-
-
-def _mint(kind: str, body: dict[str, str | None]) -> None:
-    given = {name: value for name, value in body.items() if value is not None}
-    found = mapping(session().client.post(f"/v1/jwt/{kind}", given))
-    if session().as_json:
-        show_json(found)
-    else:
-        click.echo(found["token"])

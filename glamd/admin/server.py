@@ -8,13 +8,24 @@ from pathlib import Path
 
 from glamd.admin.minting import Mint
 from glamd.admin.peers import Operators, PeerIdentity
+from glamd.admin.routes_credentials import CredentialRoutes
 from glamd.admin.routes_daemon import Controls, DaemonRoutes, Facts
 from glamd.admin.routes_devices import DeviceRoutes
 from glamd.admin.routes_jwt import JwtRoutes
 from glamd.admin.routes_keys import KeyRoutes
 from glamd.admin.routes_merchants import MerchantRoutes
 from glamd.admin.routes_tokens import TokenRoutes
-from glamd.admin.services import Actors, Audit, Keys, Merchants, Registry, Tokens
+from glamd.admin.services import (
+    Actors,
+    Audit,
+    Credentials,
+    Keys,
+    Merchants,
+    OlderTokens,
+    Registry,
+    RevokedJwts,
+    Tokens,
+)
 from glamd.clock import Clock
 from glamd.http.addresses import ClientAddress
 from glamd.http.health import Health
@@ -44,6 +55,9 @@ class AdminServer:
         keys: Keys,
         tokens: Tokens,
         audit: Audit,
+        credentials: Credentials,
+        importer: OlderTokens,
+        revocations: RevokedJwts,
         mint: Mint | None,
         clock: Clock,
     ) -> None:
@@ -59,7 +73,8 @@ class AdminServer:
                 *DeviceRoutes(registry, facts=facts).routes(),
                 *KeyRoutes(keys, development=development).routes(),
                 *TokenRoutes(tokens=tokens, audit=audit).routes(),
-                *JwtRoutes(mint).routes(),
+                *CredentialRoutes(credentials, importer=importer, clock=clock).routes(),
+                *JwtRoutes(mint, revocations=revocations).routes(),
             )
         )
         pipeline = Pipeline(

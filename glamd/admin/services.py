@@ -8,14 +8,27 @@ from uuid import UUID
 
 from device_gateway.model import Device, Enrolled
 from glamd.actor.reports import SystemStats
+from glamd.credentials.importing.service import OlderBatch, Progress
+from glamd.credentials.model import Access, Accessor, Health, Platform, ShopConnection
 from glamd.crypto.dukpt import Profile
 from glamd.http.services import Tokens
 from glamd.keys.store import KeySet, KeyVersion
 from glamd.merchants.store import Merchant
 from glamd.payments.audit import AuditReport
 from glamd.payments.audit_chain import Head
+from glamd.revocations.store import Kind, Revocation
 
-__all__ = ["Actors", "Audit", "Keys", "Merchants", "Registry", "Tokens"]
+__all__ = [
+    "Actors",
+    "Audit",
+    "Credentials",
+    "Keys",
+    "Merchants",
+    "OlderTokens",
+    "Registry",
+    "RevokedJwts",
+    "Tokens",
+]
 
 
 class Actors(Protocol):
@@ -102,3 +115,46 @@ class Audit(Protocol):
 
     async def verify(self, *, head: Head | None = None) -> AuditReport:
         """Walk it; it must hold the row of `head`, an end that was logged earlier."""
+
+
+class Credentials(Protocol):
+    """Platform tokens without their secrets."""
+
+    async def connections(
+        self,
+        *,
+        merchant_id: UUID | None = None,
+        platform: Platform | None = None,
+        health: Health | None = None,
+        limit: int = ...,
+        after: tuple[UUID, Platform] | None = None,
+    ) -> tuple[ShopConnection, ...]:
+        """The next ones by merchant and platform that fit what is given."""
+
+    async def connection(self, merchant_id: UUID, platform: Platform) -> ShopConnection:
+        """One; raises `NotFoundError`."""
+
+    async def access_log(
+        self, merchant_id: UUID, *, limit: int = ..., before: int | None = None
+    ) -> tuple[Access, ...]:
+        """Who touched a merchant's tokens, newest first."""
+
+
+class OlderTokens(Protocol):
+    """The import of what the older token service kept."""
+
+    async def progress(self) -> Progress:
+        """How far it has come; raises `ConflictError` where no import is possible."""
+
+    async def take(self, batch: OlderBatch, *, accessor: Accessor) -> Progress:
+        """Take some rows; raises `ConflictError`, `UnavailableError`."""
+
+
+class RevokedJwts(Protocol):
+    """JWTs that are not believed any more."""
+
+    async def revoke(self, kind: Kind, value: str, *, by: str) -> Revocation:
+        """Add one, for good; raises `InputError`, `ConflictError`."""
+
+    async def listed(self) -> tuple[Revocation, ...]:
+        """The newest."""

@@ -61,7 +61,7 @@ class Screen:
         """What runs where, and what to try."""
         places = Table.grid(padding=(0, 2))
         for name, place in (
-            ("REST API", description.http_url),
+            ("REST API", f"{description.http_url}  (to read and to try: /docs)"),
             ("worker API", f"{description.worker_url}  (mutual TLS)"),
             ("MQTT/TLS", f"{description.mqtt_host}:{description.mqtt_port}  (client certificates)"),
             ("admin socket", _shown(description.admin_socket)),

@@ -7,6 +7,7 @@ whatever a caller puts there by itself is never reached.
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -31,38 +32,43 @@ class ClientAddress:
         peer = request.protocol.peername
         if not isinstance(peer, tuple):
             return "-"
-        address = _parse(str(peer[0]))
-        if address is None:
+        hop = _parse(str(peer[0]))
+        if hop is None:
             return "-"
-        if headers and self._trusted and self._is_trusted(address):
-            address = self._behind(address, request.headers.getall("X-Forwarded-For", []))
-        return str(address)
+        if headers and self._trusted and self._is_trusted(hop.address):
+            hop = self._behind(hop, request.headers.getall("X-Forwarded-For", []))
+        return hop.text
 
-    def _behind(
-        self, proxy: IPv4Address | IPv6Address, headers: list[str]
-    ) -> IPv4Address | IPv6Address:
+    def _behind(self, proxy: "_Hop", headers: list[str]) -> "_Hop":
         """The nearest hop, read from the right, that no trusted proxy vouches for."""
         hops = ",".join(headers).split(",")[-MAX_HOPS:]
-        address = proxy
+        nearest = proxy
         for hop in reversed(hops):
             found = _parse(hop.strip())
             if found is None:
-                return address
-            address = found
-            if not self._is_trusted(address):
-                return address
-        return address
+                return nearest
+            nearest = found
+            if not self._is_trusted(nearest.address):
+                return nearest
+        return nearest
 
     def _is_trusted(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self._trusted)
 
 
+class _Hop(NamedTuple):
+    """An address, and how it is written."""
+
+    address: IPv4Address | IPv6Address
+    text: str
+
+
 @lru_cache(maxsize=MAX_REMEMBERED)
-def _parse(text: str) -> IPv4Address | IPv6Address | None:
+def _parse(text: str) -> _Hop | None:
     try:
         address = ip_address(text)
     except ValueError:
         return None
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+        address = address.ipv4_mapped
+    return _Hop(address, str(address))

@@ -7,19 +7,34 @@ the caller made up is shown only when it looks like a name.
 import asyncio
 import json
 import re
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Final, TypeAlias, TypeVar
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, hdrs, web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from glamd.errors import FieldError, InputError
 from glamd.http.limits import HttpLimits
 
-MAX_ERRORS_SHOWN = 20
+MAX_ERRORS_SHOWN: Final = 20
+MAX_DEPTH: Final = 32
+"""Levels of objects and lists, the outermost included."""
+MAX_VALUES: Final = 10_000
+"""Values in a body, each of them an object's, an array's or itself; our time is theirs too."""
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+
+WRONG_BODY: Final = "The body is not as it should be."
+_MALFORMED: Final = "MALFORMED_JSON"
+_TOO_LARGE: Final = "BODY_TOO_LARGE"
 
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _MANY_DIGITS = re.compile(r"\d{8}")
+
+Loc: TypeAlias = tuple[int | str, ...]
+"""A place in a body: names and indexes, the outermost first."""
 
 _Model = TypeVar("_Model", bound="Body")
 
@@ -44,14 +59,27 @@ def refuse_early(request: web.BaseRequest, limits: HttpLimits) -> None:
     """Refuse by the headers alone what would be refused after reading.
 
     Raises `InputError` `UNSUPPORTED_MEDIA_TYPE` for a compressed body, `BODY_TOO_LARGE` for one
-    that announces more than the limit.
+    that announces more than the limit, `BAD_REQUEST` for chunks before HTTP/1.1, which does not
+    know them (RFC 9112, 6.1).
     """
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
+    if not request.body_exists:
+        return
+    headers = request.headers
+    if request.version < HttpVersion11 and hdrs.TRANSFER_ENCODING in headers:
+        raise InputError("HTTP/1.0 has no chunks.", code="BAD_REQUEST")
+    codings = {"identity", *_words(headers.getall("Content-Encoding", ()))}
+    # What else may stand here (gzip, deflate) nothing of ours would undo.
+    transfer = {"chunked", *_words(headers.getall("Transfer-Encoding", ()))}
+    if codings != {"identity"} or transfer != {"chunked"}:
         raise InputError("Compressed bodies are not taken.", code="UNSUPPORTED_MEDIA_TYPE")
     length = request.content_length
     if length is not None and length > limits.body_bytes:
         raise _too_large(limits)
+
+
+def _words(values: Iterable[str]) -> Iterator[str]:
+    for value in values:
+        yield from filter(None, (word.strip().lower() for word in value.split(",")))
 
 
 async def read_body(request: web.BaseRequest, limits: HttpLimits) -> bytes:
@@ -83,7 +111,8 @@ def parse_json(request: web.BaseRequest, raw: bytes, model: type[_Model]) -> _Mo
     """The body as `model`.
 
     Raises `InputError`: `UNSUPPORTED_MEDIA_TYPE`, `MALFORMED_JSON` (not JSON, not UTF-8, a
-    duplicate name, NaN, too deep), or `VALIDATION_ERROR` with the fields.
+    duplicate name, NaN, too deep), `BODY_TOO_LARGE` (too many values), or `VALIDATION_ERROR` with
+    the fields.
     """
     charset = (request.charset or "utf-8").lower()
     if request.content_type != "application/json" or charset not in ("utf-8", "utf8"):
@@ -92,17 +121,21 @@ def parse_json(request: web.BaseRequest, raw: bytes, model: type[_Model]) -> _Mo
         )
     _refuse_malformed(raw)
     try:
-        return model.model_validate_json(raw)
+        body = model.model_validate_json(raw)
     except ValidationError as error:
         if any(e["type"] == "json_invalid" for e in error.errors(include_url=False)):
             raise _malformed() from None
         # `from None`: the cause would carry the input into a log.
-        raise InputError("The body is not as it should be.", fields=_fields(error)) from None
+        raise InputError(WRONG_BODY, fields=_fields(error)) from None
+    wrong = unfit(body)
+    if wrong:
+        raise InputError(WRONG_BODY, fields=wrong)
+    return body
 
 
 def _refuse_malformed(raw: bytes) -> None:
     try:
-        orjson.loads(raw)
+        _refuse_excess(orjson.loads(raw))
         # orjson is the judge of syntax and silently takes the last of two equal names; the
         # standard library's parser is the one that lets us see both.
         json.loads(raw, object_pairs_hook=_refuse_duplicates)
@@ -115,14 +148,57 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:
         raise ValueError("a name stands twice")
 
 
+def _refuse_excess(tree: object) -> None:
+    """Bound the body's depth and the number of its values, level by level and not by recursion."""
+    level = [tree] if isinstance(tree, dict | list) else []
+    values = 1
+    for _ in range(MAX_DEPTH):
+        inner = [each for container in level for each in _inside(container)]
+        values += len(inner)
+        if values > MAX_VALUES:
+            raise InputError(f"The body holds more than {MAX_VALUES} values.", code=_TOO_LARGE)
+        level = [each for each in inner if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise InputError(f"The body is nested deeper than {MAX_DEPTH} levels.", code=_MALFORMED)
+
+
+def _inside(container: dict[str, object] | list[object]) -> Iterable[object]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def unfit(model: BaseModel) -> list[FieldError]:
+    """What no column of ours can hold, in the fields that a model declares, whatever it says.
+
+    It would come as far as the database and fail there. A field that is a free object is its own
+    judge: what it holds may never get into a column.
+    """
+    return list(islice(_unfit(model, ()), MAX_ERRORS_SHOWN))
+
+
+def _unfit(value: object, loc: Loc) -> Iterator[FieldError]:
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _unfit(getattr(value, name), (*loc, name))
+    elif isinstance(value, list | tuple | frozenset):
+        for at, item in enumerate(value):
+            yield from _unfit(item, (*loc, at))
+    elif isinstance(value, str):
+        if "\x00" in value:
+            yield FieldError(_name(loc), "A text may not hold a NUL.")
+    elif isinstance(value, int) and not INT64_MIN <= value <= INT64_MAX:
+        yield FieldError(_name(loc), "This number is beyond 64 bits.")
+
+
 def _malformed() -> InputError:
     return InputError(
-        "The body is not well-formed JSON, or a name stands twice in it.", code="MALFORMED_JSON"
+        "The body is not well-formed JSON, or a name stands twice in it, or it is nested too deep.",
+        code=_MALFORMED,
     )
 
 
 def _too_large(limits: HttpLimits) -> InputError:
-    return InputError(f"The body is larger than {limits.body_bytes} bytes.", code="BODY_TOO_LARGE")
+    return InputError(f"The body is larger than {limits.body_bytes} bytes.", code=_TOO_LARGE)
 
 
 def _fields(error: ValidationError) -> list[FieldError]:
@@ -133,7 +209,7 @@ def _fields(error: ValidationError) -> list[FieldError]:
     ]
 
 
-def _name(loc: tuple[int | str, ...]) -> str:
+def _name(loc: Loc) -> str:
     """The dotted name of a place in the body; a part that looks like data becomes `?`."""
     parts = []
     for part in loc:

@@ -12,8 +12,12 @@ from aiohttp import web
 from glamd.http.bodies import Body, parse_json, read_body
 from glamd.http.identity import NOBODY, Client, Identity, Internal, Operator, Worker
 from glamd.http.limits import HttpLimits
+from glamd.http.queries import Query, parse_query
 
-_Model = TypeVar("_Model", bound=Body)
+_Body = TypeVar("_Body", bound=Body)
+_Query = TypeVar("_Query", bound=Query)
+
+NO_HEADERS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +45,25 @@ class Pagination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A success: `data` is what orjson can write."""
+    """A success: `data` is what orjson can write; `headers` are laid over those of every answer."""
 
     data: object
     status: int = 200
     pagination: Pagination | None = None
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raw:
-    """A success that is not JSON in an envelope, such as the metrics page."""
+    """A success that is not JSON in an envelope, such as the metrics page.
+
+    `headers` are laid over those of every answer, such as a document's own
+    `Content-Security-Policy`.
+    """
 
     body: bytes
     content_type: str
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,10 +78,17 @@ class Call:
     identity: Identity = NOBODY
     params: Mapping[str, str] = field(default_factory=dict)
     route: str = "unmatched"
+    raw: bytes = field(default=b"", repr=False)
+    """The body's bytes once `json` has read them: what an idempotency key is held to."""
 
-    async def json(self, model: type[_Model]) -> _Model:
+    async def json(self, model: type[_Body]) -> _Body:
         """The body as `model`; errors as `bodies.read_body` and `bodies.parse_json`."""
-        return parse_json(self.request, await read_body(self.request, self.limits), model)
+        self.raw = await read_body(self.request, self.limits)
+        return parse_json(self.request, self.raw, model)
+
+    def query(self, model: type[_Query]) -> _Query:
+        """The query as `model`; errors as `queries.parse_query`."""
+        return parse_query(self.request, model)
 
     @property
     def caller(self) -> Client | Internal:

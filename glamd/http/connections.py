@@ -10,7 +10,8 @@ import logging
 from collections.abc import Awaitable, Callable
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from prometheus_client import Counter, Gauge
 
 from glamd.http.identity import Identity
@@ -26,7 +27,10 @@ CUT = Counter(
 )
 
 Dispatch = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-Refuse = Callable[[web.BaseRequest, int], web.Response]
+Refuse = Callable[[web.BaseRequest, int, str], web.StreamResponse]
+"""The answer for what never became a request, by its status and, below 500, its code."""
+
+_TOO_MANY = "Too many headers received"  # aiohttp's words for it
 
 # Requests are logged as structured events by the middleware; aiohttp's own access log is off.
 _SILENT = logging.getLogger("glamd.http.silent")
@@ -36,7 +40,7 @@ _SILENT.disabled = True
 class GuardedHandler(web.RequestHandler):
     """One connection with its deadlines; `identity` is who the connection itself says it is."""
 
-    __slots__ = ("_deadline", "_guard", "_in_request", "identity")
+    __slots__ = ("_guard", "_head_deadline", "_in_request", "_write_deadline", "identity")
 
     def __init__(self, server: "GuardedServer", loop: asyncio.AbstractEventLoop) -> None:
         limits = server.limits
@@ -53,57 +57,84 @@ class GuardedHandler(web.RequestHandler):
             auto_decompress=False,
         )
         self._guard = server
-        self._deadline: asyncio.TimerHandle | None = None
+        self._head_deadline: asyncio.TimerHandle | None = None
+        self._write_deadline: asyncio.TimerHandle | None = None
         self._in_request = False
         self.identity: Identity | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the clock for the first request, or refuse where there are too many of us."""
         super().connection_made(transport)
+        assert self.transport is not None
+        # All that the kernel does not take at once counts as unsent, however little it is.
+        self.transport.set_write_buffer_limits(high=1)
         OPEN.labels(self._guard.name).inc()
         if len(self._guard.connections) > self._guard.limits.connections:
-            self._cut("too_many")
+            self.cut("too_many")
         else:
             self._expect_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         OPEN.labels(self._guard.name).dec()
-        self._expect_nothing()
+        self._expect_no_head()
+        self._expect_no_reader()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Start the clock at the first byte of a further request.
+        """Start the clock where what came is a part of a head; most heads come whole.
 
         A part of a next head that came in one piece with the request before it starts no clock;
         the connection then costs what an idle one does, and the keep-alive timer ends it.
         """
-        if data and not self._in_request and self._deadline is None:
-            self._expect_head()
         super().data_received(data)
+        if (
+            data
+            and self._head_deadline is None
+            and not self._in_request
+            and not self._messages
+            and self.transport is not None
+        ):
+            self._expect_head()
 
     def request_started(self) -> None:
         """The head is complete; the body's time is kept by whoever reads the body."""
         self._in_request = True
-        self._expect_nothing()
+        self._expect_no_head()
+
+    def pause_writing(self) -> None:
+        """Something is unsent: start the clock for the client to take it."""
+        super().pause_writing()
+        if self.transport is not None:
+            # The transport's own, since a handler that is closing knows it no longer.
+            self._write_deadline = self._loop.call_later(
+                self._guard.limits.write_timeout_s, self._cut, self.transport, "slow_reader"
+            )
+
+    def resume_writing(self) -> None:
+        """The client has taken it."""
+        self._expect_no_reader()
+        super().resume_writing()
 
     def cut(self, reason: str) -> None:
         """Close at once, unsent answers and all."""
-        self._cut(reason)
+        if self.transport is not None:
+            self._cut(self.transport, reason)
+
+    def _cut(self, transport: asyncio.Transport, reason: str) -> None:
+        CUT.labels(self._guard.name, reason).inc()
+        transport.abort()
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Write the answer to a client that must take it in time."""
-        if not request.content.is_eof():
-            # The rest of an unread body is not worth a further request's wait.
+        """Write the answer; `pause_writing` has the clock for a client that does not take it."""
+        # The rest of an unread body is not worth a further request's wait; and what follows a wish
+        # for another protocol, which nobody here speaks, the parser may have thrown away.
+        if not request.content.is_eof() or hdrs.UPGRADE in request.headers:
             resp.force_close()
         try:
-            async with asyncio.timeout(self._guard.limits.write_timeout_s):
-                return await super().finish_response(request, resp, start_time)
-        except TimeoutError:
-            self._cut("slow_reader")
-            return resp, True
+            return await super().finish_response(request, resp, start_time)
         finally:
             self._in_request = False
 
@@ -120,24 +151,24 @@ class GuardedHandler(web.RequestHandler):
             log.error("http_handler_failed", listener=self._guard.name, exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("an answer is already on its way")
-        response = self._guard.refuse(request, status)
+        response = self._guard.refuse(request, *_refusal(status, exc, self._guard.limits))
         response.force_close()
         return response
 
     def _expect_head(self) -> None:
-        limits = self._guard.limits
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(limits.head_timeout_s, self._cut, "slow_head")
+        self._head_deadline = self._loop.call_later(
+            self._guard.limits.head_timeout_s, self.cut, "slow_head"
+        )
 
-    def _expect_nothing(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _expect_no_head(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
 
-    def _cut(self, reason: str) -> None:
-        if self.transport is not None:
-            CUT.labels(self._guard.name, reason).inc()
-            self.transport.abort()
+    def _expect_no_reader(self) -> None:
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None
 
 
 class GuardedServer(web.Server):
@@ -154,3 +185,17 @@ class GuardedServer(web.Server):
     def __call__(self) -> GuardedHandler:
         """A handler for one new connection."""
         return GuardedHandler(self, asyncio.get_running_loop())
+
+
+def _refusal(status: int, exc: BaseException | None, limits: HttpLimits) -> tuple[int, str]:
+    """What the parser refused, by status and code; its text quotes the request and is not used."""
+    if status >= 500:
+        return status, ""
+    if isinstance(exc, LineTooLong):
+        # The error says which of the two limits it was, and nothing else that would tell.
+        if exc.args[1] == limits.line_bytes:
+            return 414, "URI_TOO_LONG"
+        return 431, "HEADERS_TOO_LARGE"
+    if isinstance(exc, BadHttpMessage) and exc.args[:1] == (_TOO_MANY,):
+        return 431, "HEADERS_TOO_LARGE"
+    return 400, "BAD_REQUEST"

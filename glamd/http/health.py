@@ -6,14 +6,17 @@ but what they check. These routes are public and answer while the daemon drains.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from typing_extensions import TypedDict
 
 from glamd.clock import Clock
 from glamd.errors import FieldError, UnavailableError
 from glamd.http.call import Answer, Call, Raw
+from glamd.http.operation import Operation, Refusal
 from glamd.http.routes import Route
 
 log = structlog.get_logger()
@@ -79,11 +82,57 @@ class Health:
         )
 
 
+class Alive(TypedDict):
+    """The process lives."""
+
+    status: Literal["ok"]
+
+
+class Ready(TypedDict):
+    """Work may be sent; `degraded` says by name what is away and not required."""
+
+    status: Literal["ready", "degraded"]
+    degraded: dict[str, str]
+
+
+_ALIVE: Final = Operation(
+    id="isAlive",
+    tag="Health",
+    summary="Whether the process lives",
+    answer=Alive,
+    example={"status": "ok"},
+)
+_ALIVE_TOO: Final = replace(_ALIVE, id="isAliveToo", summary="The same as /healthz")
+_READY: Final = Operation(
+    id="isReady",
+    tag="Health",
+    summary="Whether work may be sent here",
+    answer=Ready,
+    example={"status": "degraded", "degraded": {"key-provider": "it did not answer in time"}},
+    refusals=(
+        Refusal(
+            code="UNAVAILABLE",
+            status=503,
+            when="A part that is required is away or the daemon drains; `errors` names it.",
+        ),
+    ),
+)
+_METRICS: Final = Operation(
+    id="showMetrics",
+    tag="Health",
+    summary="Figures for Prometheus",
+    answer=str,
+    example="# HELP glamd_http_requests_total Requests answered.\n",
+    media_type="text/plain",
+)
+
+
 def health_routes(health: Health) -> tuple[Route, ...]:
     """The public routes that every HTTP listener has."""
 
     async def alive(_call: Call) -> Answer:
-        return Answer(data={"status": "ok"})
+        data: Alive = {"status": "ok"}
+        return Answer(data=data)
 
     async def ready(_call: Call) -> Answer:
         found = await health.readiness()
@@ -92,16 +141,20 @@ def health_routes(health: Health) -> tuple[Route, ...]:
                 "The daemon is not ready.",
                 fields=[FieldError(name, why) for name, why in found.unavailable.items()],
             )
-        return Answer(data={"status": found.status, "degraded": found.degraded})
+        data: Ready = {
+            "status": "degraded" if found.degraded else "ready",
+            "degraded": found.degraded,
+        }
+        return Answer(data=data)
 
     async def metrics(_call: Call) -> Raw:
         return Raw(body=generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
     return (
-        Route(method="GET", path="/healthz", handler=alive, access=()),
-        Route(method="GET", path="/health", handler=alive, access=()),
-        Route(method="GET", path="/readyz", handler=ready, access=()),
-        Route(method="GET", path="/metrics", handler=metrics, access=()),
+        Route(method="GET", path="/healthz", handler=alive, access=(), operation=_ALIVE),
+        Route(method="GET", path="/health", handler=alive, access=(), operation=_ALIVE_TOO),
+        Route(method="GET", path="/readyz", handler=ready, access=(), operation=_READY),
+        Route(method="GET", path="/metrics", handler=metrics, access=(), operation=_METRICS),
     )
 
 

@@ -18,21 +18,26 @@ class HttpLimits:
     """Sizes in bytes and times in seconds that one listener holds its clients to.
 
     The contract closes a silent or slow connection within 10 s; the timers are a little shorter,
-    so that the close itself still falls inside.
+    so that the close itself still falls inside. `header_bytes` is for one name or value; it differs
+    from `line_bytes` so that the parser's error tells which of them it was.
     """
 
     body_bytes: int = 256 * 1024
     head_timeout_s: float = 9.5
     body_timeout_s: float = 9.5
+    handler_timeout_s: float = 30.0
     write_timeout_s: float = 9.5
     handshake_timeout_s: float = 9.5
     keepalive_s: float = 75.0
     linger_s: float = 2.0
     line_bytes: int = 8190
-    header_bytes: int = 8190
+    header_bytes: int = 8192
     headers: int = 64
     connections: int = 4096
     backlog: int = 512
+
+    def __post_init__(self) -> None:
+        assert self.line_bytes != self.header_bytes
 
 
 class RateLimiter:

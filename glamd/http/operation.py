@@ -12,10 +12,15 @@ from pydantic import BaseModel
 
 from glamd.http.bodies import Body
 
+JSON = "application/json"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A code that this route may answer beyond those that every route of its kind may."""
+    """A code that this route may answer beyond those that every route of its kind may.
+
+    What those are is told in `openapi_refusals`.
+    """
 
     code: str
     status: int
@@ -47,17 +52,29 @@ class Operation:
     query: type[BaseModel] | None = None
     body: type[Body] | None = None
     body_required: bool = True
+    body_example: object = None
+    """What the body may look like; it is checked against `body` in the tests."""
+
     answer: object
-    """The type of `data` in the envelope, such as a TypedDict or a list of one; `str` for text."""
+    """The type of `data` in the envelope, such as a TypedDict or a list of one; of the whole
+    answer, where it is bare. `str` is text and `bytes` is anything."""
 
     example: object
-    """What `data` may look like; it is checked against `answer` in the tests."""
+    """What `answer` may look like; it is checked against it in the tests."""
 
     status: int = 200
     paginated: bool = False
-    media_type: str = "application/json"
+    media_type: str = JSON
     """Another one is answered bare, without the envelope."""
+
+    bare: bool = False
+    """Whether JSON is answered without the envelope."""
 
     refusals: tuple[Refusal, ...] = ()
     idempotent: bool = False
     """Whether it takes an `Idempotency-Key`."""
+
+    @property
+    def enveloped(self) -> bool:
+        """Whether the answer is `data` among `meta`."""
+        return self.media_type == JSON and not self.bare

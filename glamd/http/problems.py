@@ -4,6 +4,7 @@ What is not meant for callers (tracebacks, driver texts, our own faults) never g
 a 500 always says the same sentence.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
@@ -12,6 +13,7 @@ import orjson
 
 from glamd.errors import (
     ConflictError,
+    FieldError,
     ForbiddenError,
     GlamError,
     GoneError,
@@ -23,6 +25,7 @@ from glamd.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from glamd.idempotency import InProgressError
 
 PROBLEM_TYPE = "application/problem+json"
 INTERNAL_MESSAGE = "Something went wrong on our side; the request id helps to find it."
@@ -47,7 +50,9 @@ _STATUS_BY_CODE = {
     "MALFORMED_JSON": 400,
     "METHOD_NOT_ALLOWED": 405,
     "BODY_TOO_LARGE": 413,
+    "URI_TOO_LONG": 414,
     "UNSUPPORTED_MEDIA_TYPE": 415,
+    "HEADERS_TOO_LARGE": 431,
 }
 
 
@@ -59,6 +64,23 @@ class MethodNotAllowedError(InputError):
     def __init__(self, allow: tuple[str, ...]) -> None:
         super().__init__("This path does not take this method.")
         self.allow = allow
+
+
+class RepeatedError(GlamError):
+    """An error that was answered before and is answered again as it was, under these headers."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        fields: Sequence[FieldError],
+        status: int,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(message, code=code, fields=fields)
+        self.status = status
+        self.headers = headers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +95,8 @@ class Problem:
 
 def status_of(error: GlamError) -> int:
     """The HTTP status of an error; 500 for every class that is no caller's business."""
+    if isinstance(error, RepeatedError):
+        return error.status
     by_code = _STATUS_BY_CODE.get(error.code)
     if by_code is not None:
         return by_code
@@ -117,6 +141,10 @@ def _headers(error: GlamError, status: int) -> dict[str, str]:
         headers["Retry-After"] = str(max(1, after_s))
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="glamd"'
+    if isinstance(error, InProgressError):
+        headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, MethodNotAllowedError):
         headers["Allow"] = ", ".join(error.allow)
+    if isinstance(error, RepeatedError):
+        headers.update(error.headers)
     return headers

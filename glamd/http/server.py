@@ -4,18 +4,24 @@ Composition only: what happens to a request stands in `middleware`, what a route
 """
 
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from glamd.clock import Clock
 from glamd.http.addresses import ClientAddress, Network
 from glamd.http.auth import Authenticator
+from glamd.http.cors import Cors
+from glamd.http.docs_page import docs_routes
 from glamd.http.health import Health, health_routes
+from glamd.http.idempotent import Once
 from glamd.http.limits import HttpLimits, RateLimiter
 from glamd.http.listener import Listener
 from glamd.http.middleware import Pipeline
+from glamd.http.openapi import published
 from glamd.http.payment_tokens import PaymentTokenRoutes
+from glamd.http.platform_tokens import PlatformTokenRoutes
 from glamd.http.routes import RouteTable
-from glamd.http.services import Tokens
+from glamd.http.services import PlatformVault, Tokens
+from glamd.idempotency import IdempotencyKeys
 
 STOP_TIMEOUT_S = 10.0
 
@@ -27,16 +33,32 @@ class ApiServer:
         self,
         *,
         tokens: Tokens,
+        platform_tokens: PlatformVault,
+        readers: Iterable[str],
+        idempotency: IdempotencyKeys,
         authenticator: Authenticator,
         health: Health,
         limiter: RateLimiter,
         trusted_proxies: Sequence[Network],
+        cors_origins: Sequence[str],
         draining: Callable[[], bool],
         clock: Clock,
         limits: HttpLimits | None = None,
     ) -> None:
+        """`readers` are the internal services that may read platform tokens.
+
+        Raises `ConfigError` for an origin that is none.
+        """
         limits = limits or HttpLimits()
-        routes = (*PaymentTokenRoutes(tokens).routes(), *health_routes(health))
+        shops = PlatformTokenRoutes(
+            platform_tokens, once=Once(idempotency), clock=clock, readers=readers
+        )
+        routes = (
+            *PaymentTokenRoutes(tokens).routes(),
+            *shops.routes(),
+            *health_routes(health),
+            *docs_routes(published()),
+        )
         pipeline = Pipeline(
             listener="api",
             table=RouteTable(routes),
@@ -46,6 +68,8 @@ class ApiServer:
             limiter=limiter,
             draining=draining,
             clock=clock,
+            refused=shops.refused,
+            cors=Cors(cors_origins) if cors_origins else None,
         )
         self._listener = Listener(pipeline, name="api", limits=limits, refuse=pipeline.refuse)
 

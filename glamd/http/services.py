@@ -1,11 +1,13 @@
 """What the routes here need of the capabilities, said as narrowly as they use it.
 
-The payment part's own classes fit these; so do the small in-memory ones of the tests. No logic.
+The capabilities' own classes fit these; so do the small in-memory ones of the tests. No logic.
 """
 
 from typing import Protocol
 from uuid import UUID
 
+from glamd.credentials.model import Accessor, Action, NewToken, Platform, Reading
+from glamd.idempotency import Keep
 from glamd.payments.model import Look, PaymentToken, TokenPage
 
 
@@ -38,3 +40,31 @@ class Detokenizer(Protocol):
 
     async def refused(self, look: Look, code: str) -> None:
         """Audit an attempt that was refused before it came here; raises `UnavailableError`."""
+
+
+class PlatformVault(Protocol):
+    """The vault of platform tokens; every call leaves its rows in the access log."""
+
+    async def store(
+        self, new: NewToken, *, accessor: Accessor, keep: Keep[UUID] | None = None
+    ) -> UUID:
+        """Store in place of the former one; the token's id. Raises `UnavailableError`."""
+
+    async def read(
+        self, merchant_id: UUID, *, platform: Platform | None, accessor: Accessor
+    ) -> Reading:
+        """Open those of one platform or of all; raises `UnavailableError`."""
+
+    async def delete(self, merchant_id: UUID, platform: Platform, *, accessor: Accessor) -> bool:
+        """Delete, repeatable; whether there was one. Raises `UnavailableError`."""
+
+    async def refused(
+        self,
+        merchant_id: UUID,
+        *,
+        action: Action,
+        code: str,
+        accessor: Accessor,
+        platform: Platform | None = None,
+    ) -> None:
+        """Log an attempt that was refused; raises `UnavailableError`."""

@@ -10,11 +10,12 @@ import hashlib
 import re
 import ssl
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Final
 
 import orjson
 from aiohttp import web
 from pydantic import Field, field_validator
+from typing_extensions import TypedDict
 
 from glamd.clock import Clock
 from glamd.errors import ConfigError, ForbiddenError, GlamError, UnauthenticatedError
@@ -27,7 +28,8 @@ from glamd.http.identity import Identity, Worker
 from glamd.http.limits import HttpLimits, RateLimiter
 from glamd.http.listener import Listener
 from glamd.http.middleware import Pipeline
-from glamd.http.payment_tokens import is_token
+from glamd.http.operation import Operation, Refusal
+from glamd.http.payment_tokens import TOKEN_NOT_FOUND, TOKEN_PARAM, is_token
 from glamd.http.routes import WORKER, Route, RouteTable
 from glamd.http.services import Detokenizer
 from glamd.payments.model import DECRYPT_FIELDS, DecryptField, Look
@@ -49,7 +51,14 @@ class DecryptBody(Body):
     """What a worker wants to see, and why."""
 
     purpose: Annotated[str, Field(pattern=_PURPOSE)]
-    fields: Annotated[list[DecryptField], Field(min_length=1, max_length=len(DECRYPT_FIELDS))]
+    fields: Annotated[
+        list[DecryptField],
+        Field(
+            min_length=1,
+            max_length=len(DECRYPT_FIELDS),
+            json_schema_extra={"uniqueItems": True},
+        ),
+    ]
 
     @field_validator("fields")
     @classmethod
@@ -57,6 +66,40 @@ class DecryptBody(Body):
         if len(set(fields)) != len(fields):
             raise ValueError("a field stands twice")
         return fields
+
+
+class OpenedCard(TypedDict, total=False):
+    """The fields that were asked for; `expiry` is `YYMM`, `emv` hex, null what was not there."""
+
+    pan: str | None
+    expiry: str | None
+    cardholder_name: str | None
+    service_code: str | None
+    track2: str | None
+    emv: str | None
+
+
+_DECRYPT: Final = Operation(
+    id="decryptPaymentToken",
+    tag="Detokenizing",
+    summary="See card data of a payment token",
+    description="The look is an audit row, committed before it is answered, as every refusal is.",
+    params={"token": TOKEN_PARAM},
+    body=DecryptBody,
+    body_example={"purpose": "settlement", "fields": ["expiry", "emv"]},
+    answer=OpenedCard,
+    example={"expiry": "4912", "emv": None},
+    refusals=(
+        TOKEN_NOT_FOUND,
+        Refusal(code="TOKEN_EXPIRED", status=410, when="The token has expired."),
+        Refusal(code="TOKEN_REVOKED", status=410, when="The token was revoked."),
+        Refusal(
+            code="FORBIDDEN",
+            status=403,
+            when="The purpose, a field or the token's merchant is outside the worker's grant.",
+        ),
+    ),
+)
 
 
 class WorkerIdentity:
@@ -113,6 +156,7 @@ class DecryptRoutes:
                 path=DECRYPT_PATH,
                 handler=self._decrypt,
                 access=(WORKER,),
+                operation=_DECRYPT,
             ),
         )
 
@@ -135,7 +179,10 @@ class DecryptRoutes:
         # Also for a path that no token can have: the grant is judged first, and there is a row.
         look = _look(call, purpose=body.purpose, fields=tuple(body.fields))
         clear = await self._detokenizer.decrypt(look)
-        return Answer(data={name: clear.get(name) for name in body.fields})
+        data: OpenedCard = {}
+        for name in body.fields:
+            data[name] = clear.get(name)
+        return Answer(data=data)
 
 
 def _look(call: Call, *, purpose: str, fields: tuple[str, ...]) -> Look:

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 import glamd.__main__ as glamd
 from device_gateway.terminal import Answer
 from device_gateway.terminal_device import Device, load_device
+from glamd.admin import migrate
 from glamd.clock import SystemClock
 from glamd.crypto import x509
 from glamd.db import VERSION_TABLE, Database
@@ -171,7 +172,7 @@ async def test_a_database_that_is_away_or_of_another_age_is_one_line_with_what_m
     away = "postgresql://glamd:hunter2@127.0.0.1:1/glamd"
     expected = {
         empty_database_url: (CONFIG, "glamctl db upgrade"),
-        database_url: (CONFIG, "glamctl db downgrade 0001"),
+        database_url: (CONFIG, f"glamctl db downgrade {migrate.expected_revision()}"),
         away: (FAILED, "The database is not available."),
     }
     daemons = {}

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from bench import report
 from bench.report import Result
-from tests.faults import kill_daemon, replay
+from tests.faults import kill_daemon, replay, schemathesis_run
 
 ROUNDS = 50
 REPLAYED = 1000
+CASES = 1000
 
 
 def main() -> int:
@@ -20,13 +21,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32))
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="kills and restarts")
-    parser.add_argument("--only", choices=("kill-daemon", "replay"))
+    parser.add_argument("--only", choices=("kill-daemon", "replay", "schemathesis"))
     chosen = parser.parse_args()
     runs: dict[str, Callable[[Path], list[Result]]] = {
         "kill-daemon": lambda folder: kill_daemon.results(
             folder, rounds=chosen.rounds, seed=chosen.seed
         ),
         "replay": lambda folder: replay.results(folder, taps=REPLAYED),
+        "schemathesis": lambda folder: schemathesis_run.results(
+            folder, cases=CASES, seed=chosen.seed
+        ),
     }
     print(f"seed {chosen.seed} (again: python -m tests.faults --seed {chosen.seed})")
     found: list[Result] = []

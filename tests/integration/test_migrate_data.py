@@ -28,7 +28,7 @@ SELECT (SELECT to_jsonb(m) FROM glam.merchants m) AS merchant,
 """
 
 
-async def rows(url: str) -> dict[str, object]:
+async def rows(url: str) -> dict[str, dict[str, object]]:
     database = await Database.connect(url, pool_size=1)
     try:
         row = await database.fetchrow(ROWS)
@@ -54,7 +54,8 @@ async def test_the_rows_of_the_first_release_stand_after_going_up_and_coming_dow
     assert all(before.values())
 
     await migrate.upgrade(empty_database_url)
-    assert await rows(empty_database_url) == before
+    for name, row in (await rows(empty_database_url)).items():
+        assert before[name].items() <= row.items(), "columns may come, what was there stays"
 
     await migrate.downgrade(empty_database_url, revision="0001")
     assert await rows(empty_database_url) == before

@@ -17,12 +17,14 @@ from glamd.admin.minting import Mint
 from glamd.admin.peers import Operators
 from glamd.admin.routes_daemon import Controls, Facts
 from glamd.admin.server import AdminServer
+from glamd.admin.services import Credentials, OlderTokens, RevokedJwts
 from glamd.crypto.dukpt import Profile
 from glamd.errors import ConflictError, FieldError, ForbiddenError, NotFoundError
 from glamd.keys.store import KeySet, KeyVersion
 from glamd.merchants.store import Merchant
 from glamd.payments.audit import AuditReport
 from glamd.payments.audit_chain import Break, Head
+from tests.support.credential_fakes import FakeCredentials, FakeRevocations, NoImport
 from tests.support.http_fakes import CLIENT_SECRET, INTERNAL_SECRET, MERCHANT, NOW
 from tests.support.http_world import World
 
@@ -293,6 +295,9 @@ class AdminWorld:
     keys: FakeKeys = field(default_factory=FakeKeys)
     audit: FakeAudit = field(default_factory=FakeAudit)
     actors: FakeActors = field(default_factory=FakeActors)
+    credentials: Credentials = field(default_factory=FakeCredentials)
+    importer: OlderTokens = field(default_factory=NoImport)
+    revocations: RevokedJwts = field(default_factory=FakeRevocations)
     operators: Operators = field(default_factory=Operators)
     environment: str = "development"
     server_ca_pem: str | None = "server ca\n"
@@ -326,6 +331,9 @@ class AdminWorld:
             keys=self.keys,
             tokens=self.world.tokens,
             audit=self.audit,
+            credentials=self.credentials,
+            importer=self.importer,
+            revocations=self.revocations,
             mint=mint if self.environment == "development" else None,
             clock=clock,
         )

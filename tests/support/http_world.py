@@ -5,13 +5,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from typing import cast
 
 from glamd.errors import NotFoundError, UnavailableError
 from glamd.http.auth import Authenticator
 from glamd.http.health import Health, Part
 from glamd.http.limits import HttpLimits, RateLimiter
 from glamd.http.server import ApiServer
+from glamd.http.services import PlatformVault
 from glamd.http.worker import WorkerServer
+from glamd.idempotency import IdempotencyKeys
 from glamd.merchants.store import Merchant
 from tests.support.http_fakes import (
     CLIENT_SECRET,
@@ -24,6 +27,11 @@ from tests.support.http_fakes import (
 
 TRUST_DOMAIN = "glamd.test"
 WORKER_URI = f"spiffe://{TRUST_DOMAIN}/worker/settler"
+
+
+def nothing_is_revoked(*, jti: str | None, kid: str | None) -> bool:
+    """Believe every token that was ever made."""
+    return False
 
 
 @dataclass(slots=True)
@@ -41,6 +49,7 @@ class World:
     burst: int = 1000
     domains_away: bool = False
     checks: int = 0
+    cors_origins: tuple[str, ...] = ()
 
     async def merchant_by_domain(self, domain: str) -> Merchant:
         """Only one shop is known."""
@@ -79,16 +88,22 @@ class World:
             require_audience=False,
             merchant_by_domain=self.merchant_by_domain,
             clock=self.clock,
+            is_revoked=nothing_is_revoked,
         )
 
     def api_server(self) -> ApiServer:
         """An api listener that is not started."""
         return ApiServer(
             tokens=self.tokens,
+            # Platform tokens are tried where a database is: `test_platform_token_routes`.
+            platform_tokens=cast("PlatformVault", None),
+            readers=(),
+            idempotency=cast("IdempotencyKeys", None),
             authenticator=self.authenticator(),
             health=self.health(),
             limiter=self.limiter(),
             trusted_proxies=[ip_network("127.0.0.1/32")],
+            cors_origins=self.cors_origins,
             draining=lambda: self.draining,
             clock=self.clock,
             limits=self.limits,

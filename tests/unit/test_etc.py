@@ -1,12 +1,15 @@
 """What an operator installs fits the daemon: the unit, its credentials, its user and folders."""
 
+import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 
 from glamd.config import DEFAULT_CONFIG_FILE, Settings, from_values, load
 from glamd.config_sources import LISTED_SECRETS, SINGLE_SECRETS
@@ -132,3 +135,18 @@ def test_systemd_understands_every_line_of_the_unit(
         [analyze, "verify", copy], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- alert rules
+
+
+def test_every_metric_of_the_alert_rules_is_one_that_the_daemon_has() -> None:
+    # The composition root imports every room, each of which registers its metrics.
+    import_module("glamd.app")
+    told = generate_latest().decode()
+    there = set(re.findall(r"^# TYPE (\w+) ", told, re.MULTILINE))
+    text = (ETC / "glamd.rules.yml").read_text()
+    named = set(re.findall(r"\bglamd_\w+", text))
+    assert len(named) > 5
+    for name in named:
+        assert name.removesuffix("_bucket") in there, name

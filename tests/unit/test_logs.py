@@ -6,6 +6,7 @@ import logging
 import pty
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from glamd import logs
+from glamd.redaction import redact, redact_text
 
 VISA = "4111111111111111"
 KEY = "0123456789abcdef0123456789abcdef"
@@ -175,6 +177,72 @@ def test_no_log_call_raises_or_shows_a_card_number(
     assert stream.getvalue().count("\n") == 1
     assert VISA not in stream.getvalue()
     assert isinstance(json.loads(stream.getvalue()), dict)
+
+
+def test_what_is_bound_to_a_logger_stands_in_its_lines_alone(stream: io.StringIO) -> None:
+    structlog.get_logger().bind(room="ledger").warn("one", room_no=1)
+    structlog.get_logger().info("two")
+    one, two = lines(stream)
+    assert (one["room"], one["room_no"], one["level"]) == ("ledger", 1, "warning")
+    assert "room" not in two
+
+
+TEXTS = st.sampled_from(
+    [VISA, KEY, f"key={KEY}", "GET", "/api/credits", "abcdef" * 6, "a" * 64, "a" * 65]
+) | st.text(max_size=70)
+NAMES = st.sampled_from(["note", "key", "api_key", "pan", "secret", "request_id", VISA])
+
+
+@given(
+    events=st.lists(
+        st.dictionaries(
+            NAMES,
+            TEXTS
+            | st.integers()
+            | st.floats()
+            | st.booleans()
+            | st.none()
+            | st.binary(max_size=9)
+            | st.lists(TEXTS, max_size=2),
+            max_size=5,
+        ),
+        max_size=8,
+    )
+)
+def test_what_is_remembered_as_clean_changes_no_line(events: list[dict[str, object]]) -> None:
+    redactor = logs._Redactor()
+    for event in [*events, *events]:
+        expected = {redact_text(name): redact(name, value) for name, value in event.items()}
+        assert repr(redactor(None, "info", dict(event))) == repr(expected)
+
+
+def test_nothing_that_had_to_be_masked_stays_in_memory() -> None:
+    redactor = logs._Redactor()
+    for text in (VISA, f"card {VISA}", f"key={KEY}", KEY):
+        for name in ("note", "api_key", "pan", "event"):
+            redactor(None, "info", {name: text})
+    # A bare hex text may stand under a harmless name: there it is an id.
+    assert redactor._clean == {KEY}
+
+
+def test_the_memory_for_what_is_clean_is_bounded() -> None:
+    redactor = logs._Redactor()
+    for n in range(2 * logs.CLEAN_TEXTS + 10):
+        redactor(None, "info", {"note": f"text-{n}-", f"name-{n}": n})
+    redactor(None, "info", {"note": "1" + "x" * logs.CLEAN_TEXT_CHARS})
+    assert len(redactor._clean) == 10
+    assert len(redactor._open) == logs.CLEAN_NAMES
+
+
+def test_the_time_is_utc_with_microseconds_and_goes_on(stream: io.StringIO) -> None:
+    before = datetime.now(UTC)
+    for _ in range(50):
+        structlog.get_logger().info("x")
+    times = [datetime.fromisoformat(str(line["time"])) for line in lines(stream)]
+    assert [str(line["time"])[-8:-7] for line in lines(stream)] == ["."] * 50
+    assert times == sorted(times)
+    assert before <= times[0]
+    assert times[-1] <= datetime.now(UTC)
 
 
 def test_a_call_cannot_overwrite_level_and_time(stream: io.StringIO) -> None:

@@ -26,6 +26,7 @@ from tests.support.http_fakes import (
     TOKEN,
 )
 
+IMPORT = ("credentials", "import")
 ENROLL = ("device", "enroll", "--merchant", str(MERCHANT), "--key-set", "ks1", "--ksn", KSN)
 
 
@@ -562,5 +563,5 @@ class TestFailures:
         assert "SELECT" not in line
 
     async def test_help_is_there_for_everything(self, running: AdminWorld) -> None:
-        for args in ((), ("device",), ("device", "enroll"), ("db",), ("jwt", "mint")):
+        for args in ((), ("device",), ("device", "enroll"), ("db",), ("jwt", "mint"), IMPORT):
             assert "Usage:" in done(await running.glamctl(*args, "--help"))

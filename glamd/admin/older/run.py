@@ -1,0 +1,294 @@
+"""One run of an import: rows in, batches to the daemon, how far it is, what came of it.
+
+The daemon says where to go on and keeps how far it has come; a run that broke off is gone on with
+by the same command. Imported late, for it draws with rich.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from glamd.admin.cli_common import mapping, mappings, show_json, show_list
+from glamd.admin.client import AdminClient, CommandError
+from glamd.admin.older.rows import OlderText, Rows
+
+PATH: Final = "/v1/credentials/import"
+BATCH_BYTES: Final = 240 * 1024
+"""Of rows as JSON; the daemon takes bodies of 256 KiB."""
+
+BATCH_TIMEOUT_S: Final = 120.0
+LINE_EVERY_S: Final = 2.0
+NAMED_LIMIT: Final = 100
+"""As many rows that could not be taken are named; the others are counted."""
+
+FAILURES: Final = ("undecryptable", "invalid")
+_MEANINGS: Final = {
+    "taken": "sealed under a key of glamd's and kept, with their ids",
+    "already": "were here already",
+    "superseded": "left alone: a newer token is here, or it was deleted here",
+    "undecryptable": "could not be opened",
+    "invalid": "have a field that is wrong",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What a run came to; `counts` are those of the whole import, but of this run if it is dry."""
+
+    dry_run: bool
+    position: str | None
+    rows: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    failed: int = 0
+    named: list[dict[str, object]] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether every row was taken, here already or rightly left alone."""
+        return not self.failed and not any(self.counts.get(name) for name in FAILURES)
+
+    def add(self, entry: dict[str, object]) -> None:
+        """A row that could not be taken."""
+        self.failed += 1
+        if len(self.named) < NAMED_LIMIT:
+            self.named.append(entry)
+
+
+class Meter(Protocol):
+    """Shows how far a run is, while it is entered."""
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the terminal as it was."""
+
+    def advance(self, rows: int) -> None:
+        """So many rows more are done."""
+
+
+def begun(progress: Mapping[str, object], *, restart: bool, dry_run: bool) -> Run:
+    """A run that begins where the daemon says that the import is."""
+    state = Run(dry_run=dry_run, position=None)
+    if not restart and progress["position"] is not None:
+        state.position = str(progress["position"])
+    fresh = restart or dry_run
+    state.counts = {
+        name: 0 if fresh else _number(count) for name, count in mapping(progress["counts"]).items()
+    }
+    return state
+
+
+def run(
+    client: AdminClient, source: Rows, meter: Meter, *, state: Run, batch: int, restart: bool
+) -> None:
+    """Give the daemon all of the rows, and note in `state` what became of them.
+
+    Raises `CommandError`; what was committed until then is.
+    """
+    try:
+        with meter:
+            for rows in batches(source, rows=batch, state=state):
+                body: dict[str, object] = {
+                    "rows": rows,
+                    "after": state.position,
+                    "restart": restart,
+                    "dry_run": state.dry_run,
+                }
+                answer = client.post(PATH, body, timeout_s=BATCH_TIMEOUT_S)
+                _note(state, mapping(answer), rows=len(rows))
+                restart = False
+                meter.advance(len(rows))
+    except CommandError as error:
+        raise CommandError(error.code, error.message + _so_far(state), error.fields) from None
+    except KeyboardInterrupt:
+        raise CommandError("INTERRUPTED", "Stopped." + _so_far(state)) from None
+    for where, why in source.skipped:
+        state.add({"id": where, "code": "NO_ROW", "reason": why})
+
+
+def batches(source: Rows, *, rows: int, state: Run) -> Iterator[list[OlderText]]:
+    """The rows in lists of at most so many, which fit into a body as well."""
+    found: list[OlderText] = []
+    size = 0
+    for row in source.rows:
+        row_bytes = len(json.dumps(row)) + 2
+        if row_bytes > BATCH_BYTES:
+            state.add({"id": row["id"], "code": "TOO_LARGE", "reason": "The row is too large."})
+            continue
+        if len(found) == rows or size + row_bytes > BATCH_BYTES:
+            yield found
+            found, size = [], 0
+        found.append(row)
+        size += row_bytes
+    if found:
+        yield found
+
+
+def show(state: Run, *, as_json: bool) -> None:
+    """Tell what the run came to."""
+    if as_json:
+        show_json(
+            {
+                "dry_run": state.dry_run,
+                "position": state.position,
+                "rows": state.rows,
+                "counts": state.counts,
+                "failed": state.failed,
+                "refused": state.named,
+            }
+        )
+        return
+    if state.dry_run:
+        click.echo("Nothing was written; this is what would become of them:")
+    elif not state.rows and state.position is not None:
+        click.echo(f"There is nothing after {state.position}; --restart goes through all again.")
+    counts = [
+        {"outcome": name, "rows": count, "meaning": _MEANINGS.get(name, "")}
+        for name, count in state.counts.items()
+    ]
+    show_list(counts, ("outcome", "rows", "meaning"))
+    if state.named:
+        click.echo(f"Rows that could not be taken: {state.failed}.")
+        show_list(state.named, ("id", "code", "reason"))
+    if state.failed > len(state.named):
+        click.echo(f"… and {state.failed - len(state.named)} more.")
+    if not state.clean and not state.failed:
+        click.echo("Rows of earlier runs could not be taken; --restart names them again.")
+
+
+def meter(total: int, *, as_json: bool) -> Meter:
+    """A bar at a terminal, lines for other people, nothing for programs."""
+    if as_json:
+        return _Silent()
+    return _Bar(total) if sys.stderr.isatty() else _Lines(total)
+
+
+def _note(state: Run, answer: object, *, rows: int) -> None:
+    found = mapping(answer)
+    state.rows += rows
+    counts = mapping(found["batch" if state.dry_run else "counts"])
+    for name, count in counts.items():
+        state.counts[name] = _number(count) + (state.counts.get(name, 0) if state.dry_run else 0)
+    if not state.dry_run:
+        position = found["position"]
+        state.position = None if position is None else str(position)
+    for refused in mappings(found["refused"]):
+        fields = mappings(refused["fields"])
+        said = "; ".join(f"{one['field']}: {one['message']}" for one in fields)
+        state.add(
+            {
+                "id": refused["id"],
+                "code": refused["code"],
+                "reason": said or refused["message"],
+            }
+        )
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int):
+        raise CommandError("BAD_ANSWER", "The answer is not as expected; is this the same version?")
+    return value
+
+
+def _so_far(state: Run) -> str:
+    if state.dry_run or not state.rows:
+        return ""
+    return f" {state.rows} rows are done; the same command, without --restart, goes on from there."
+
+
+class _Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return
+
+    def advance(self, rows: int) -> None:
+        """Nobody looks."""
+
+
+class _Lines(_Silent):
+    """A line now and then."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._begun_s = time.monotonic()
+        self._said_s = float("-inf")
+
+    def advance(self, rows: int) -> None:
+        """Say it, unless it was said just now."""
+        self._done += rows
+        now_s = time.monotonic()
+        if now_s - self._said_s < LINE_EVERY_S and self._done < self._total:
+            return
+        self._said_s = now_s
+        rate = self._done / max(now_s - self._begun_s, 0.001)
+        click.echo(f"{self._done} of {self._total} rows, {rate:.0f} rows/s")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Rows a second."""
+        return Text("" if task.speed is None else f"{task.speed:,.0f} rows/s")
+
+
+class _Bar(_Silent):
+    """A bar on stderr, with the rate and the time that is left."""
+
+    def __init__(self, total: int) -> None:
+        self._progress = Progress(
+            BarColumn(),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task("rows", total=total)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, rows: int) -> None:
+        """Move it on."""
+        self._progress.advance(self._task, rows)

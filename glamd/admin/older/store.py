@@ -1,0 +1,136 @@
+"""The older service's table, read page by page by its id; nothing is written there.
+
+The names of columns are the older service's own: they are looked up, quoted, and only then put into
+a statement. Imported late, since it brings the database's driver along.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+from uuid import UUID
+
+from glamd.admin.client import CommandError
+from glamd.admin.older.rows import Columns, OlderText, Rows, check, texts
+from glamd.credentials.importing.older import LIMITS
+from glamd.db import Database, Row
+from glamd.errors import ConfigError, GlamError, InternalError
+
+PAGE_ROWS: Final = 500
+STATEMENT_TIMEOUT_S: Final = 60.0
+
+_COLUMNS: Final = """
+SELECT attname AS name, format_type(atttypid, NULL) AS type, typcategory::text AS category
+FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
+ORDER BY attnum
+"""
+_STRING: Final = "S"
+_ID_TYPES: Final = frozenset({"uuid", "text", "character varying", "character"})
+
+
+@contextmanager
+def of_table(url: str, *, table: str, columns: Columns, after: str | None) -> Iterator[Rows]:
+    """The rows of a table in PostgreSQL, by id. Raises `CommandError`, also in the middle."""
+    with asyncio.Runner() as runner:
+        try:
+            database = runner.run(
+                Database.connect(
+                    url, pool_size=1, statement_timeout_s=STATEMENT_TIMEOUT_S, name="glamd-import"
+                )
+            )
+        except GlamError as error:
+            raise _told(error) from None
+        try:
+            yield _table(runner, database, table=table, columns=columns, after=after)
+        finally:
+            runner.run(database.close())
+
+
+def _table(
+    runner: asyncio.Runner, database: Database, *, table: str, columns: Columns, after: str | None
+) -> Rows:
+    name = ".".join(_quoted(part) for part in table.split("."))
+    kinds = _kinds(runner, database, table, name)
+    check(columns, tuple(kinds))
+    id_type = kinds[columns["id"]][0]
+    if id_type not in _ID_TYPES:
+        raise CommandError("NO_UUID", f"The ids are of type {id_type}, and not UUIDs.")
+    if after is not None and id_type == "uuid" and not _is_uuid(after):
+        after = None  # the position is one of another source; what is here already stays so
+    key = _quoted(columns["id"])
+    behind = f"WHERE {key} > $1::text::{'uuid' if id_type == 'uuid' else 'text'}"
+    pairs = ", ".join(
+        f"'{field}', {_value(column, kinds[column][1], LIMITS[field])}"
+        for field, column in columns.items()
+        if column
+    )
+    page = f"SELECT {key}::text AS id, jsonb_build_object({pairs}) AS fields FROM {name}"  # noqa: S608 - quoted names
+    end = f"ORDER BY {key} LIMIT {PAGE_ROWS}"
+    count = f"SELECT count(*) FROM {name}"  # noqa: S608 - a quoted name
+
+    def read(start: str, end: str, position: str | None) -> list[Row]:
+        if position is None:
+            return _read(runner, database, f"{start} {end}")
+        return _read(runner, database, f"{start} {behind} {end}", position)
+
+    def rows() -> Iterator[OlderText]:
+        position = after
+        while found := read(page, end, position):
+            for row in found:
+                yield texts(row["fields"], {field: field for field in LIMITS})
+            position = str(found[-1]["id"])
+
+    return Rows(int(read(count, "", after)[0][0]), rows())
+
+
+def _kinds(
+    runner: asyncio.Runner, database: Database, table: str, quoted: str
+) -> dict[str, tuple[str, str]]:
+    """Type and category of every column of the table."""
+    found = _read(runner, database, _COLUMNS, quoted)
+    if not found:
+        raise CommandError(
+            "NO_TABLE", f"There is no table {table} that this login may see; --table names another."
+        )
+    return {str(row["name"]): (str(row["type"]), str(row["category"])) for row in found}
+
+
+def _read(runner: asyncio.Runner, database: Database, sql: str, *args: object) -> list[Row]:
+    async def read() -> list[Row]:
+        async with database.transaction() as connection:
+            await connection.execute("SET TRANSACTION READ ONLY")
+            return await connection.fetch(sql, *args)
+
+    try:
+        return runner.run(read())
+    except GlamError as error:
+        raise _told(error) from None
+
+
+def _told(error: GlamError) -> CommandError:
+    """An error of the older database, which must not be taken for one of the daemon's."""
+    if isinstance(error, InternalError):
+        return CommandError("REFUSED", "The older database refuses; may this login read the table?")
+    code = "CONFIG_ERROR" if isinstance(error, ConfigError) else error.code
+    return CommandError(code, f"The older database: {error.message}")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _value(column: str, category: str, limit: int) -> str:
+    """The column as JSON; of a text only as much is sent as shows that it is too long."""
+    quoted = _quoted(column)
+    return (
+        f"to_jsonb(left({quoted}, {limit + 1}))" if category == _STRING else f"to_jsonb({quoted})"
+    )
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True

@@ -222,9 +222,7 @@ def text_of(value: object) -> str:
 
 
 _GOOD = frozenset({"active", "online", "ready", "valid"})
-_BAD = frozenset(
-    {"revoked", "unavailable", "crashed", "failing", "expired", "refresh-failing"}
-)
+_BAD = frozenset({"revoked", "unavailable", "crashed", "failing", "expired", "refresh-failing"})
 _DIM = frozenset({"offline", "idle"})
 
 

@@ -133,6 +133,7 @@ class _Assembly:
         await self._identity()
         await self._http()
         await self._admin()
+        self._jobs()
         return Daemon(
             merchants=self._merchants,
             registry=self._registry,
@@ -213,7 +214,7 @@ class _Assembly:
         settings = self._settings.credentials
         keyring = keyrings.platform_tokens(database=self._glam, provider=self._provider)
         await keyring.load(self._clock, self._settings.keys.first_version)
-        refresher = Refresher(
+        self._refresher = Refresher(
             self._glam,
             keyring=keyring,
             platforms=wiring.oauth(self._settings),
@@ -222,10 +223,8 @@ class _Assembly:
             interval_s=settings.refresh_interval_s,
             concurrency=settings.refresh_concurrency,
         )
-        self.lifetime.task(refresher.run(), "refresh")
-        self.lifetime.at_drain(refresher.stop)
         self._platform_tokens = PlatformTokens(
-            self._glam, keyring=keyring, clock=self._clock, renew=refresher.renew
+            self._glam, keyring=keyring, clock=self._clock, renew=self._refresher.renew
         )
         key = settings.import_key
         self._importer = Importer(
@@ -234,6 +233,15 @@ class _Assembly:
             key_text=None if key is None else key.get_secret_value(),
             clock=self._clock,
         )
+
+    def _jobs(self) -> None:
+        """Begin what acts by itself, now that nothing of the start can fail any more.
+
+        A platform that was asked for a new pair must find somebody here who keeps it.
+        """
+        self.lifetime.task(self._refresher.run(), "refresh")
+        self.lifetime.at_drain(self._refresher.stop)
+        self.lifetime.job(self._idempotency.purge, every_s=PURGE_EVERY_S, name="idempotency-purge")
 
     async def _identity(self) -> None:
         auth = self._settings.auth
@@ -380,11 +388,15 @@ class _Assembly:
 
     async def _http(self) -> None:
         settings = self._settings
+        parts = [
+            Part(name="database", required=True, check=_check(self._cde.health)),
+            Part(name="key-provider", required=False, check=_check(self._provider.health)),
+        ]
+        if self._glam is not self._cde:
+            other = Part(name="database-glam", required=True, check=_check(self._glam.health))
+            parts.append(other)
         health = Health(
-            parts=[
-                Part(name="database", required=True, check=_check(self._cde.health)),
-                Part(name="key-provider", required=False, check=_check(self._provider.health)),
-            ],
+            parts=parts,
             draining=self.lifetime.is_draining,
             clock=self._clock,
         )
@@ -394,13 +406,12 @@ class _Assembly:
             burst=settings.http.rate_burst,
             clock=self._clock,
         )
-        idempotency = IdempotencyKeys(self._glam)
-        self.lifetime.job(idempotency.purge, every_s=PURGE_EVERY_S, name="idempotency-purge")
+        self._idempotency = IdempotencyKeys(self._glam)
         self._api = ApiServer(
             tokens=self._tokens,
             platform_tokens=self._platform_tokens,
             readers=settings.credentials.readers,
-            idempotency=idempotency,
+            idempotency=self._idempotency,
             authenticator=self._authenticator,
             health=health,
             limiter=limiter,

@@ -69,6 +69,31 @@ async def test_with_the_database_away_a_request_is_unavailable_and_its_resend_ge
         assert await database.fetchval("SELECT count(*) FROM cde.payment_tokens") == 2
 
 
+async def test_without_the_database_of_everything_but_cards_it_is_not_ready_and_taps_go_on(
+    state_dir: Path, database_url: str, module_database_url: str
+) -> None:
+    changes = {"database": {"cde_url": module_database_url}}
+    async with (
+        proxied(database_url) as (proxy, url),
+        running_site(state_dir, url, changes=changes) as site,
+    ):
+        device = await site.enroll()
+        assert (await site.http.get("/readyz")).status == 200
+        proxy.cut()
+
+        async def unready() -> bool:
+            return (await site.http.get("/readyz")).status == 503
+
+        await eventually(unready)
+        assert (await site.ask(device, request(device))).ok
+        proxy.mend()
+
+        async def ready() -> bool:
+            return (await site.http.get("/readyz")).status == 200
+
+        await eventually(ready)
+
+
 async def test_a_commit_whose_outcome_got_lost_is_found_by_the_resend(
     state_dir: Path, database_url: str, database: Database
 ) -> None:

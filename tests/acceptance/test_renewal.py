@@ -1,9 +1,14 @@
 """A platform token's life, from outside: stored, renewed before it expires, read, and logged."""
 
+import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
+import pytest
+
+from glamd.embedded.settings import LOOPBACK
+from glamd.errors import ConfigError
 from tests.support.looks import Reply, read
 from tests.support.oauth_platform import Act, OAuthPlatform
 from tests.support.postgres import eventually
@@ -106,3 +111,18 @@ async def test_a_platform_that_is_down_shows_as_failing_and_costs_the_reader_not
         # The merchant connects anew, which mends it.
         await store(site, platform.grant(DOMAIN), expires_in_s=3600)
         assert (await token(site))["health"] == "valid"
+
+
+async def test_a_start_that_fails_has_asked_no_platform_for_anything(
+    state_dir: Path, database_url: str, tmp_path: Path
+) -> None:
+    async with OAuthPlatform() as platform:
+        async with running_site(state_dir, database_url) as site:
+            await store(site, platform.grant(DOMAIN), expires_in_s=-60)
+        with socket.create_server((LOOPBACK, 0)) as taken:
+            changes = settings_for(platform, tmp_path)
+            changes["http"] = {"port": taken.getsockname()[1]}
+            with pytest.raises(ConfigError, match="cannot bind"):
+                async with running_site(state_dir, database_url, changes=changes):
+                    raise AssertionError("it must not start")
+        assert platform.calls == []

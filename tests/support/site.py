@@ -198,13 +198,15 @@ async def running_site(
         changes=changes,
     )
     database = await Database.connect(database_url, pool_size=2)
-    async with app.running(settings, asyncio.Event(), registry=CollectorRegistry()) as daemon:
-        site = await _site(daemon, database, certificates, state_dir)
-        try:
-            yield site
-        finally:
-            await site.close()
-            await database.close()
+    try:
+        async with app.running(settings, asyncio.Event(), registry=CollectorRegistry()) as daemon:
+            site = await _site(daemon, database, certificates, state_dir)
+            try:
+                yield site
+            finally:
+                await site.close()
+    finally:
+        await database.close()
 
 
 async def _site(

@@ -15,7 +15,7 @@ import click
 import uvloop
 
 from glamd import __version__
-from glamd.errors import ConfigError, GlamError
+from glamd.errors import ConfigError, FieldError, GlamError
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78
@@ -85,13 +85,14 @@ def dev(
 @_CONFIG
 def check_config(config_file: Path | None) -> None:
     """Print the effective configuration, secrets masked, or every mistake at once."""
-    from glamd import config  # noqa: PLC0415 - as above
+    from glamd import config, wiring  # noqa: PLC0415 - as above
 
     try:
         settings = config.load(config.file_of(config_file), environ=os.environ)
         config.check_files(settings)
+        wiring.check(settings)
     except ConfigError as error:
-        for field in error.fields:
+        for field in error.fields or (FieldError("config", error.message),):
             click.echo(f"glamd: {field.field}: {field.message}", err=True)
         sys.exit(EXIT_CONFIG)
     for warning in settings.warnings:

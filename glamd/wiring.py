@@ -20,6 +20,7 @@ from glamd.credentials.refresh.settings import OAuthSettings
 from glamd.crypto import x509
 from glamd.errors import ConfigError
 from glamd.http import tls
+from glamd.http.cors import Cors
 from glamd.http.jwks import PublicKey, read_jwks
 from glamd.payments.model import Grant
 
@@ -121,6 +122,17 @@ def jwt_keys(auth: config.Auth) -> JwtKeys:
 
 def _jwks(file: Path | None, setting: str) -> tuple[PublicKey, ...]:
     return () if file is None else read_jwks(file, setting=setting)
+
+
+def check(settings: config.Settings) -> None:
+    """What a start makes of the settings before it opens anything; ConfigError names the setting.
+
+    Certificates and the key-encryption key are left to the start, which holds them.
+    """
+    jwt_keys(settings.auth)
+    oauth(settings)
+    if settings.http.cors_origins:
+        Cors(settings.http.cors_origins)
 
 
 def oauth(settings: config.Settings) -> list[OAuthSettings]:

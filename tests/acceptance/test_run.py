@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import json
 import shutil
 import signal
 import socket
@@ -153,6 +154,22 @@ def test_check_config_looks_for_the_files_too(state_dir: Path) -> None:
     )
     listed = refused("check-config", "--config", wrong.config).stderr.splitlines()
     assert [line.split(": ")[1] for line in listed] == ["devices.ca_key", "keys.kek_file"]
+
+
+def test_check_config_looks_into_what_a_start_would_read(state_dir: Path, tmp_path: Path) -> None:
+    jwks, secret = tmp_path / "client.jwks", tmp_path / "secret"
+    jwks.write_text("{}")
+    secret.write_text("hunter2")
+    platform = {"platform": "custom", "client_id": "c", "client_secret_file": str(secret)}
+    platform["token_url"] = "http://shop.example/token"
+    for changes, told in (
+        ({"auth": {"client_jwks_file": str(jwks)}}, "auth.client_jwks_file"),
+        ({"credentials": {"oauth": json.dumps([platform])}}, "token_url"),
+    ):
+        wrong = RunDaemon(state_dir, "postgresql://db/glamd", changes=changes)
+        [line] = refused("check-config", "--config", wrong.config).stderr.splitlines()
+        assert line.startswith(f"glamd: {told}: ")
+        assert "hunter2" not in line
 
 
 def test_check_config_shows_what_holds_and_no_secret(state_dir: Path) -> None:

@@ -73,7 +73,7 @@ class RunDaemon:
         self.config = directory / "glamd.toml"
         self.settings = _settings(directory, self.certificates, database_url)
         for section, change in (changes or {}).items():
-            self.settings[section].update(change)
+            self.settings.setdefault(section, {}).update(change)
         self.write()
         if not (directory / "kek").exists():
             create_kek_file(directory / "kek")

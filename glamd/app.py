@@ -98,7 +98,7 @@ async def running(
         spare_the_collector()
         log.info("daemon_ready", http_port=daemon.http_port, mqtt_port=daemon.mqtt_port)
         yield daemon
-        assembly.lifetime.begin_drain()
+        assembly.begin_drain()
 
 
 class _Assembly:
@@ -144,6 +144,11 @@ class _Assembly:
             stop_requested=self._stop_requested,
             reload=self._reload,
         )
+
+    def begin_drain(self) -> None:
+        """Turn readiness off, and begin nothing more that an outsider would have to wait for."""
+        self.lifetime.begin_drain()
+        self._refresher.pause()
 
     async def _databases(self) -> None:
         urls = self._settings.database

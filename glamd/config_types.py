@@ -7,7 +7,6 @@ import ipaddress
 import json
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic import (
@@ -20,15 +19,13 @@ from pydantic import (
     SecretStr,
 )
 
+from glamd.origins import MAX_ORIGINS, is_origin
+
 MASK = "**********"
 
 
 def _origin(value: str) -> str:
-    """An origin as browsers write it (RFC 6454, 6.2): scheme, host, and an unusual port."""
-    parts = urlsplit(value)
-    plain = f"{parts.scheme}://{parts.netloc}"
-    local = parts.scheme == "http" and is_loopback(parts.hostname or "")
-    if value != plain.lower() or "@" in value or not (parts.scheme == "https" or local):
+    if not is_origin(value):
         raise ValueError("should be origins such as https://admin.example.com")
     return value
 
@@ -107,7 +104,11 @@ Merchants = Annotated[
     BeforeValidator(_merchants),
     PlainSerializer(lambda ids: [str(merchant) for merchant in ids] or "*"),
 ]
-Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(split)]
+Origins = Annotated[
+    tuple[Annotated[str, AfterValidator(_origin)], ...],
+    BeforeValidator(split),
+    Field(max_length=MAX_ORIGINS),
+]
 Host = Annotated[str, Field(min_length=1, max_length=255)]
 Level = Literal["debug", "info", "warning", "error", "critical"]
 

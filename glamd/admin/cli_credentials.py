@@ -27,7 +27,7 @@ from glamd.admin.cli_common import (
 from glamd.admin.client import segment
 
 if TYPE_CHECKING:
-    from glamd.admin.older.rows import Rows
+    from glamd.admin.older.rows import Place, Rows
 
 PLATFORMS = ("shopify", "woocommerce", "bigcommerce", "magento", "squarespace", "custom")
 HEALTHS = ("valid", "expired", "refresh-failing")
@@ -53,7 +53,10 @@ FIELDS = (
 
 URL_VARIABLE = "GLAMD_IMPORT_URL"
 BATCH_LIMIT = 500
+HOLD_H = 24
+HOLD_LIMIT_H = 144
 PAGE_LIMIT = 200
+MAX_ROW_ID = 2**63 - 1
 
 
 @click.group(cls=Group)
@@ -93,27 +96,39 @@ def list_connections(
 @credentials.command()
 @click.argument("merchant_id", metavar="MERCHANT")
 @click.argument("platform", type=click.Choice(PLATFORMS), required=False)
-@click.option("--log", "rows", type=click.IntRange(1, 200), help="The last rows of the access log.")
-def show(merchant_id: str, platform: str | None, rows: int | None) -> None:
+@click.option(
+    "--log",
+    "rows",
+    type=click.IntRange(1, PAGE_LIMIT),
+    help="The last rows of the merchant's access log.",
+)
+@click.option(
+    "--before",
+    type=click.IntRange(1, MAX_ROW_ID),
+    help="With --log: only rows that are older than the one with this id.",
+)
+def show(merchant_id: str, platform: str | None, rows: int | None, before: int | None) -> None:
     """A merchant's connections, or the one with PLATFORM; never the secret."""
+    if before is not None and rows is None:
+        raise click.UsageError("--before goes with --log.")
     client = session().client
     path = f"/v1/credentials/{segment(merchant_id)}"
     found = dict(mapping(client.get(path if platform is None else f"{path}/{platform}")))
-    log: list[Mapping[str, object]] = []
+    page: Mapping[str, object] = {}
     if rows is not None:
-        page = mapping(client.get(f"{path}/access-log", {"limit": rows}))
-        log = mappings(page["accesses"])
-        found["access_log"] = log
+        page = mapping(client.get(f"{path}/access-log", {"limit": rows, "before": before}))
     if session().as_json:
-        show_json(found)
+        log = {"access_log": page["accesses"], "access_log_next": page["next"]} if page else {}
+        show_json({**found, **log})
         return
-    found.pop("access_log", None)
     for number, connection in enumerate(mappings(found.get("connections", found))):
         if number:
             click.echo()
         show_one(connection)
-    if rows is not None:
-        show_list(log, LOG_COLUMNS)
+    if page:
+        show_list(mappings(page["accesses"]), LOG_COLUMNS)
+        if page["next"] is not None:
+            click.echo(f"Older rows: --before {page['next']}")
 
 
 def _columns(
@@ -159,6 +174,16 @@ def _columns(
     show_default=True,
     help="Rows in a transaction.",
 )
+@click.option(
+    "--hold-renewal",
+    "hold_renewal_h",
+    metavar="HOURS",
+    type=click.IntRange(0, HOLD_LIMIT_H),
+    default=HOLD_H,
+    show_default=True,
+    help="For so long glamd renews none of these tokens, since that may end them where they are"
+    " from; 0 lets renewals begin.",
+)
 @click.option("--restart", is_flag=True, help="Go through all rows again, from the first one.")
 @click.option("--dry-run", is_flag=True, help="Say what would become of the rows, write nothing.")
 def import_tokens(
@@ -169,6 +194,7 @@ def import_tokens(
     table: str,
     columns: dict[str, str],
     batch: int,
+    hold_renewal_h: int,
     restart: bool,
     dry_run: bool,
 ) -> None:
@@ -182,10 +208,11 @@ def import_tokens(
 
     from glamd.admin.older import run  # noqa: PLC0415 - it draws with rich
 
-    state = run.begun(progress, restart=restart, dry_run=dry_run)
-    with _opened(given, table=table, columns=columns, after=state.position) as source:
+    state = run.begun(progress, restart=restart, dry_run=dry_run, hold_renewal_h=hold_renewal_h)
+    with _opened(given, table=table, columns=columns, after=state.place) as source:
+        run.look_at(source, state, as_json=as_json)
         meter = run.meter(source.total, as_json=as_json)
-        run.run(client, source, meter, state=state, batch=batch, restart=restart)
+        run.run(client, source, meter, state=state, batch=batch)
     run.show(state, as_json=as_json)
     if not state.clean:
         sys.exit(EXIT_FAILED)
@@ -215,7 +242,7 @@ def _source(*, url: str | None, url_file: Path | None, file: Path | None) -> str
 
 
 def _opened(
-    source: str | Path, *, table: str, columns: dict[str, str], after: str | None
+    source: str | Path, *, table: str, columns: dict[str, str], after: "Place"
 ) -> AbstractContextManager["Rows"]:
     from glamd import logs  # noqa: PLC0415 - only what connects to a database logs
     from glamd.admin.older import rows, store  # noqa: PLC0415 - they bring the driver along

@@ -4,7 +4,7 @@ No secret goes out here. What comes in sealed by the older service goes to the i
 """
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated
 from uuid import UUID
 
@@ -16,7 +16,10 @@ from glamd.clock import Clock
 from glamd.credentials.importing.older import SEALED_LIMIT
 from glamd.credentials.importing.service import (
     BATCH_LIMIT,
+    HOLD_H,
+    HOLD_LIMIT_H,
     POSITION_LIMIT,
+    SOURCE_LIMIT,
     OlderBatch,
     Progress,
 )
@@ -59,12 +62,17 @@ class AccessQuery(Query):
 
 
 class BatchBody(Body):
-    """A batch of older rows; each value is text or null, and what is wrong with it is answered."""
+    """A batch of older rows; each value is text or null, and what is wrong with it is answered.
+
+    `source` is a fingerprint of where they come from, `hold_renewal_h` hours.
+    """
 
     rows: Annotated[
         list[dict[FieldName, FieldText | None]], Field(min_length=1, max_length=BATCH_LIMIT)
     ]
     after: Annotated[str, Field(max_length=POSITION_LIMIT)] | None = None
+    source: Annotated[str, Field(max_length=SOURCE_LIMIT)] = ""
+    hold_renewal_h: Annotated[int, Field(ge=0, le=HOLD_LIMIT_H)] = HOLD_H
     restart: bool = False
     dry_run: bool = False
 
@@ -135,7 +143,12 @@ class CredentialRoutes:
     async def _take(self, call: Call) -> Answer:
         body = await call.json(BatchBody)
         batch = OlderBatch(
-            rows=body.rows, after=body.after, restart=body.restart, dry_run=body.dry_run
+            rows=body.rows,
+            after=body.after,
+            source=body.source,
+            hold_renewal=timedelta(hours=body.hold_renewal_h),
+            restart=body.restart,
+            dry_run=body.dry_run,
         )
         accessor = Accessor(
             kind=call.operator.kind,
@@ -213,6 +226,7 @@ def _access(access: Access) -> dict[str, object]:
 
 def _came_to(progress: Progress) -> dict[str, object]:
     return {
+        "source": progress.source,
         "position": progress.position,
         "counts": dict(progress.counts),
         "batch": dict(progress.batch),

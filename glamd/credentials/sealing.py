@@ -1,9 +1,12 @@
 """How a platform token's secret is kept: JSON, sealed under a data key and bound to its row.
 
-The associated data names the merchant, the platform and the key version, so that a ciphertext that
-was moved to another row does not open there. Which version is active is the keyring's to say.
+The associated data names the merchant, the platform, the shop's id and domain, and the key version,
+so that a ciphertext that was moved to another row does not open there, nor in its own row once that
+names another shop: where a refresh token is sent to follows from the domain or the shop's id. Which
+version is active is the keyring's to say.
 """
 
+from typing import Final, Protocol
 from uuid import UUID
 
 import orjson
@@ -12,23 +15,39 @@ from glamd.credentials.model import Platform, Secret
 from glamd.errors import CryptoError
 from glamd.keys.keyrings import DataKey, Keyring
 
+_LENGTH_BYTES: Final = 4
 
-def seal(
-    keyring: Keyring[DataKey], secret: Secret, *, merchant_id: UUID, platform: Platform
-) -> tuple[bytes, str]:
+
+class Place(Protocol):
+    """What of its row a secret is bound to; a new token and a connection both say it."""
+
+    @property
+    def merchant_id(self) -> UUID:
+        """Whose."""
+
+    @property
+    def platform(self) -> Platform:
+        """Where."""
+
+    @property
+    def platform_shop_id(self) -> str:
+        """The shop's id there."""
+
+    @property
+    def domain(self) -> str:
+        """The shop's host."""
+
+
+def seal(keyring: Keyring[DataKey], secret: Secret, place: Place) -> tuple[bytes, str]:
     """The ciphertext and the key version it was sealed with, which belong into one row."""
     key = keyring.active
-    place = _place(merchant_id, platform, key.version)
-    return key.sealer.seal(orjson.dumps(secret.data), associated_data=place), key.version
+    associated_data = _bound_to(place, key.version)
+    clear = orjson.dumps(secret.data)
+    return key.sealer.seal(clear, associated_data=associated_data), key.version
 
 
 async def open_sealed(
-    keyring: Keyring[DataKey],
-    ciphertext: bytes,
-    *,
-    key_version: str,
-    merchant_id: UUID,
-    platform: Platform,
+    keyring: Keyring[DataKey], ciphertext: bytes, place: Place, *, key_version: str
 ) -> Secret:
     """The secret that was sealed for this row.
 
@@ -37,13 +56,13 @@ async def open_sealed(
     that is not in memory costs a connection of the pool: never await this while holding one.
     """
     key = await keyring.version(key_version)
-    return open_under(key, ciphertext, merchant_id=merchant_id, platform=platform)
+    return open_under(key, ciphertext, place)
 
 
-def open_under(key: DataKey, ciphertext: bytes, *, merchant_id: UUID, platform: Platform) -> Secret:
+def open_under(key: DataKey, ciphertext: bytes, place: Place) -> Secret:
     """`open_sealed` under a key that is at hand already; CryptoError."""
-    place = _place(merchant_id, platform, key.version)
-    clear = key.sealer.open_sealed(ciphertext, associated_data=place)
+    associated_data = _bound_to(place, key.version)
+    clear = key.sealer.open_sealed(ciphertext, associated_data=associated_data)
     try:
         data: object = orjson.loads(clear)
     except orjson.JSONDecodeError:
@@ -55,5 +74,15 @@ def open_under(key: DataKey, ciphertext: bytes, *, merchant_id: UUID, platform: 
     return Secret(data)
 
 
-def _place(merchant_id: UUID, platform: Platform, key_version: str) -> bytes:
-    return f"platform-token|{merchant_id}|{platform}|{key_version}".encode()
+def _bound_to(place: Place, key_version: str) -> bytes:
+    """Every part behind its length: no two places that differ are ever the same bytes."""
+    parts = (
+        "platform-token",
+        str(place.merchant_id),
+        place.platform,
+        place.platform_shop_id,
+        place.domain,
+        key_version,
+    )
+    encoded = [part.encode() for part in parts]
+    return b"".join(len(part).to_bytes(_LENGTH_BYTES) + part for part in encoded)

@@ -27,6 +27,7 @@ from glamd.credentials.model import (
     Secret,
     ShopConnection,
 )
+from glamd.credentials.refusals import Refusal, Refusals
 from glamd.credentials.store import SealedToken, TokenLook, Touched
 from glamd.db import Database
 from glamd.errors import (
@@ -53,6 +54,12 @@ READ_ATTEMPTS: Final = 3
 PAGE_LIMIT: Final = 200
 MAX_ACCESS_ID: Final = 2**63 - 1
 
+ACCESS_LOG_KEPT: Final = timedelta(days=400)
+"""PCI DSS wants a year of who had access to what (10.5.1); the rest is for whoever looks late."""
+
+PURGE_ROWS: Final = 1000
+PURGE_BATCHES: Final = 100
+
 UNDECRYPTABLE: Final = "UNDECRYPTABLE"
 """The error of an access row of a token that could not be opened."""
 
@@ -60,7 +67,7 @@ log = structlog.get_logger()
 
 _ACCESSES = Counter(
     "glamd_credentials_accesses_total",
-    "Rows of the platform tokens' access log.",
+    "Accesses to platform tokens; of those refused, not each has a row in the log.",
     ["action", "outcome"],
 )
 _UNDECRYPTABLE = Counter(
@@ -94,6 +101,7 @@ class PlatformTokens:
         self._keyring = keyring
         self._clock = clock
         self._renew = renew
+        self._refusals = Refusals(clock)
 
     async def store(
         self, new: NewToken, *, accessor: Accessor, keep: Keep[UUID] | None = None
@@ -104,9 +112,7 @@ class PlatformTokens:
         UnavailableError; what `keep` raises, after which nothing is stored.
         """
         now = self._clock.now()
-        ciphertext, key_version = sealing.seal(
-            self._keyring, new.secret, merchant_id=new.merchant_id, platform=new.platform
-        )
+        ciphertext, key_version = sealing.seal(self._keyring, new.secret, new)
         async with self._database.transaction() as connection:
             token_id = await store.put(
                 connection,
@@ -195,19 +201,44 @@ class PlatformTokens:
         accessor: Accessor,
         platform: Platform | None = None,
     ) -> None:
-        """Log an attempt on a merchant's tokens that was refused with `code`; UnavailableError."""
-        async with self._database.connection() as connection:
-            await store.log_access(
-                connection,
-                at=self._clock.now(),
-                merchant_id=merchant_id,
-                platform=platform,
-                token_id=None,
-                action=action,
-                accessor=accessor,
-                error=code,
-            )
+        """Log an attempt on a merchant's tokens that was refused with `code`; UnavailableError.
+
+        Each is counted, and the first of its kind in a minute has a row; see `refusals`.
+        """
+        refusal = Refusal(accessor.kind, accessor.name, merchant_id, action, code)
+        if self._refusals.is_news(refusal):
+            try:
+                async with self._database.connection() as connection:
+                    await store.log_access(
+                        connection,
+                        at=self._clock.now(),
+                        merchant_id=merchant_id,
+                        platform=platform,
+                        token_id=None,
+                        action=action,
+                        accessor=accessor,
+                        error=code,
+                    )
+            except BaseException:
+                self._refusals.forget(refusal)
+                raise
         _count(action, "refused")
+
+    async def purge(self) -> int:
+        """Delete rows of the access log older than ACCESS_LOG_KEPT; how many. UnavailableError.
+
+        At most PURGE_ROWS * PURGE_BATCHES; what is left goes with the next purge.
+        """
+        before = self._clock.now() - ACCESS_LOG_KEPT
+        deleted = 0
+        for _ in range(PURGE_BATCHES):
+            rows = await store.purge_accesses(self._database, before=before, limit=PURGE_ROWS)
+            deleted += rows
+            if rows < PURGE_ROWS:
+                break
+        if deleted:
+            log.info("platform_token_accesses_purged", rows=deleted)
+        return deleted
 
     async def connections(
         self,
@@ -330,12 +361,7 @@ def _opened(sealed: SealedToken, keys: _Keys) -> Secret | CryptoError:
     if isinstance(key, CryptoError):
         return key
     try:
-        return sealing.open_under(
-            key,
-            sealed.ciphertext,
-            merchant_id=connection.merchant_id,
-            platform=connection.platform,
-        )
+        return sealing.open_under(key, sealed.ciphertext, connection)
     except CryptoError as error:
         return error
 

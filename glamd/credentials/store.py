@@ -52,6 +52,7 @@ ON CONFLICT (merchant_id, platform) DO UPDATE SET
     refresh_error = NULL,
     refresh_not_before = NULL,
     refreshed_at = NULL,
+    older_updated_at = NULL,
     updated_at = excluded.updated_at,
     last_accessed_by = excluded.last_accessed_by,
     last_accessed_at = excluded.last_accessed_at,
@@ -118,6 +119,12 @@ FROM glam.token_access_log
 WHERE merchant_id = $1 AND ($2::bigint IS NULL OR id < $2)
 ORDER BY id DESC
 LIMIT $3
+"""
+
+_PURGE: Final = """
+DELETE FROM glam.token_access_log
+WHERE id = ANY (ARRAY(SELECT id FROM glam.token_access_log WHERE at < $1
+                      ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED))
 """
 
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -317,6 +324,12 @@ async def accesses(
         )
         for row in rows
     )
+
+
+async def purge_accesses(database: Database, *, before: datetime, limit: int) -> int:
+    """Delete up to `limit` rows of the access log from before then, the oldest first; how many."""
+    tag = await database.execute(_PURGE, before, limit)
+    return int(tag.rpartition(" ")[2])
 
 
 def connection_of(row: Row) -> ShopConnection:

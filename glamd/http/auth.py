@@ -207,7 +207,13 @@ class Authenticator:
             if service is None or not _NAME.fullmatch(service):
                 raise refused("claims", "names no service")
             return Internal(name=service, scopes=scopes)
-        shop = _text(claims, "shop") or subject
+        shop = _text(claims, "shop")
+        if shop is not None and not shop.isascii():
+            raise refused("claims", "has a shop that is no domain")
+        # A subject is a shop's domain only where it could be one: what is not ASCII may become
+        # another's domain once it is put into lower case, as the Kelvin sign becomes a k.
+        if shop is None and subject is not None and subject.isascii():
+            shop = subject
         merchant_id = await self._merchant(_text(claims, "merchant_id"), shop)
         return Client(merchant_id=merchant_id, shop=shop, scopes=scopes)
 

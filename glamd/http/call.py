@@ -47,7 +47,9 @@ class Pagination:
 class Answer:
     """A success: `data` is what orjson can write; `headers` are laid over those of every answer."""
 
-    data: object
+    data: object = field(repr=False)
+    """Not in the repr: it may be what opens a shop, in the clear."""
+
     status: int = 200
     pagination: Pagination | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
@@ -58,11 +60,13 @@ class Raw:
     """A success that is not JSON in an envelope, such as the metrics page.
 
     `headers` are laid over those of every answer, such as a document's own
-    `Content-Security-Policy`.
+    `Content-Security-Policy`. `rationed` holds whoever asks for it to the rate of their address,
+    also where nobody has to say who they are.
     """
 
-    body: bytes
+    body: bytes = field(repr=False)
     content_type: str
+    rationed: bool = False
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
 
 

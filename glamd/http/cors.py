@@ -4,15 +4,14 @@ No wildcard, no `null`, no credentials: callers bring their token in a header, a
 not named here learns nothing, not even that an answer was an error. Only the api listener has this.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from aiohttp import web
 
 from glamd.errors import ConfigError
+from glamd.origins import MAX_ORIGINS, is_origin
 
-MAX_ORIGINS: Final = 64
 MAX_AGE_S: Final = 600
 
 REQUEST_HEADERS: Final = (
@@ -31,12 +30,6 @@ RESPONSE_HEADERS: Final = (
     "X-Request-ID",
 )
 
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_PORT = r"(?::[1-9][0-9]{0,4})?"
-_ORIGIN = re.compile(
-    rf"https://(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:]+\]){_PORT}"
-    rf"|http://(?:localhost|127\.0\.0\.1|\[::1\]){_PORT}"
-)
 _VARY: Final[Mapping[str, str]] = {"Vary": "Origin"}
 
 
@@ -83,11 +76,8 @@ class Cors:
         }
 
 
-def is_origin(text: str) -> bool:
-    """Whether this is an exact origin over https, or over http on loopback."""
-    return _ORIGIN.fullmatch(text) is not None
-
-
 def _origin(request: web.BaseRequest) -> str:
-    found = request.headers.getall("Origin", ())
+    headers = request.headers
+    # What never became a request has no headers, and aiohttp a plain dict for them.
+    found = headers.getall("Origin", ()) if headers else ()
     return found[0] if len(found) == 1 else ""

@@ -1,8 +1,8 @@
 """`/openapi.json` and `/docs`: the published document, for programs and in a browser.
 
 Swagger UI stands beside this file and is served from memory; the page asks nobody but this
-listener, and its content security policy holds it to that. What is in the document is
-`openapi`'s.
+listener, and its content security policy holds it to that. All of it is for anybody and some of it
+is large, so an address has it at its rate only. What is in the document is `openapi`'s.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Final
 
 from glamd.errors import NotFoundError
 from glamd.http.call import Call, Raw
-from glamd.http.operation import Operation, Param
+from glamd.http.operation import Operation, Param, Refusal
 from glamd.http.routes import Route
 
 FOLDER: Final = Path(__file__).parent / "swagger"
@@ -45,6 +45,14 @@ _PAGE_HEADERS: Final = {
 # The page names files with a hash of them all in the query, so an old one is never taken for new.
 _FILE_HEADERS: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
 
+_RATIONED: Final = (
+    Refusal(
+        code="RATE_LIMITED",
+        status=429,
+        when="The caller's address asks too often; `Retry-After` says how many seconds to wait.",
+    ),
+)
+
 _DOCUMENT: Final = Operation(
     id="showDocument",
     tag="Documentation",
@@ -52,6 +60,7 @@ _DOCUMENT: Final = Operation(
     answer=dict[str, object],
     example={"openapi": "3.1.0", "info": {"title": "glamd", "version": "1.0.0"}, "paths": {}},
     bare=True,
+    refusals=_RATIONED,
 )
 _PAGE: Final = Operation(
     id="showDocumentation",
@@ -60,6 +69,7 @@ _PAGE: Final = Operation(
     answer=str,
     example="<!doctype html>…",
     media_type="text/html",
+    refusals=_RATIONED,
 )
 _FILE: Final = Operation(
     id="showDocumentationFile",
@@ -69,6 +79,7 @@ _FILE: Final = Operation(
     answer=bytes,
     example=b"",
     media_type="*/*",
+    refusals=_RATIONED,
 )
 
 
@@ -84,16 +95,28 @@ def docs_routes(document: bytes) -> tuple[Route, ...]:
     page = (FOLDER / "docs.html").read_bytes().replace(b"{version}", version.encode())
 
     async def show_document(_call: Call) -> Raw:
-        return Raw(body=document, content_type="application/json", headers=document_headers)
+        return Raw(
+            body=document,
+            content_type="application/json",
+            headers=document_headers,
+            rationed=True,
+        )
 
     async def show_page(_call: Call) -> Raw:
-        return Raw(body=page, content_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
+        return Raw(
+            body=page,
+            content_type="text/html; charset=utf-8",
+            headers=_PAGE_HEADERS,
+            rationed=True,
+        )
 
     async def show_file(call: Call) -> Raw:
         name = call.params["file"]
         if name not in files:
             raise NotFoundError("There is no such file.")
-        return Raw(body=files[name], content_type=_TYPES[name], headers=_FILE_HEADERS)
+        return Raw(
+            body=files[name], content_type=_TYPES[name], headers=_FILE_HEADERS, rationed=True
+        )
 
     return (
         Route(

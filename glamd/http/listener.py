@@ -50,6 +50,11 @@ class Listener:
             self._socket = socket.create_server(
                 (str(address[0]), port), family=family, backlog=self._limits.backlog
             )
+            # Connections have it from here. Without it the kernel takes megabytes for each client
+            # that does not read, and what it has taken no timer of ours sees.
+            self._socket.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._limits.unsent_bytes
+            )
         except OSError as error:
             raise ConfigError(
                 f"The {self._name} listener cannot bind {host} port {port}: {error.strerror}."
@@ -95,6 +100,7 @@ class Listener:
             self._server.pre_shutdown()
             # aiohttp waits this long twice: for the handler, and for the task around it.
             await self._server.shutdown(timeout_s / 2)
+            await self._server.part(self._limits.linger_s)
             self._server = None
 
     async def _serve(self, context: ssl.SSLContext | None) -> None:

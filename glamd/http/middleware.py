@@ -11,7 +11,7 @@ No route stands here and no way of recognising a caller; both are given to the `
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import structlog
 from aiohttp import HttpVersion10, web
@@ -47,6 +47,17 @@ Authenticate = Callable[[web.BaseRequest], Awaitable[Identity]]
 Refused = Callable[[Call, GlamError], Awaitable[None]]
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """An `Authenticate` that finds whom it believed before at once, and others at a price."""
+
+    def __call__(self, request: web.BaseRequest) -> Awaitable[Identity]:
+        """The caller, whatever it takes."""
+
+    def cached(self, request: web.BaseRequest) -> Identity | None:
+        """The caller, if they are remembered; never raises."""
+
+
 class Pipeline:
     """One listener's middleware stack, as the dispatch function of its server."""
 
@@ -67,11 +78,15 @@ class Pipeline:
     ) -> None:
         """`envelope` False answers a success with its bare data, as the admin socket does.
 
+        Where `authenticate` is `Remembering`, it is asked for what it does not remember only while
+        the caller's address is within its rate: whoever guesses pays for the guesses.
+
         `refused` is told when a caller was recognised and kept from the handler; what it raises is
         answered instead. Without `cors` no answer says a word to browsers.
         """
         self._table = table
         self._authenticate = authenticate
+        self._remembering = authenticate if isinstance(authenticate, Remembering) else None
         self._address = address
         self._limits = limits
         self._limiter = limiter
@@ -166,13 +181,12 @@ class Pipeline:
         call.route = route.path
         if route.public:
             refuse_early(request, self._limits)
-            return await route.handler(call)
-        try:
-            call.identity = await self._authenticate(request)
-        except UnauthenticatedError:
-            # Whoever guesses is held to a rate too, by the only thing known of them.
-            self._limit(f"ip:{call.ip}")
-            raise
+            answer = await route.handler(call)
+            if isinstance(answer, Raw) and answer.rationed:
+                self._limit(f"ip:{call.ip}")
+            return answer
+        known = None if self._remembering is None else self._remembering.cached(request)
+        call.identity = known or await self._recognised(call)
         if isinstance(call.identity, Client):
             bind_merchant(call.identity.name)
         try:
@@ -182,6 +196,18 @@ class Pipeline:
                 await self._refused(call, error)
             raise
         return await route.handler(call)
+
+    async def _recognised(self, call: Call) -> Identity:
+        """Who the caller is; whoever guesses is held to the rate of their address, which is all
+        that is known of them.
+        """
+        if self._remembering is not None and self._limiter is not None:
+            _refuse_for(self._limiter.peek(f"ip:{call.ip}"))
+        try:
+            return await self._authenticate(call.request)
+        except UnauthenticatedError:
+            self._limit(f"ip:{call.ip}")
+            raise
 
     def _admit(self, call: Call, route: Route) -> None:
         if self._draining():
@@ -195,12 +221,14 @@ class Pipeline:
         route.allow(call.identity, call.params)
 
     def _limit(self, caller: str) -> None:
-        if self._limiter is None:
-            return
-        wait_s = self._limiter.take(caller)
-        if wait_s:
-            raise RateLimitedError("Too many requests.", retry_after_s=wait_s)
+        if self._limiter is not None:
+            _refuse_for(self._limiter.take(caller))
 
     def _close(self, call: Call, status: int, started_s: float) -> None:
         duration_s = max(0.0, self._clock.monotonic_s() - started_s)
         self._access.note(call, status=status, duration_s=duration_s)
+
+
+def _refuse_for(wait_s: int) -> None:
+    if wait_s:
+        raise RateLimitedError("Too many requests.", retry_after_s=wait_s)

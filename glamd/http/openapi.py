@@ -2,8 +2,8 @@
 
 A thin layer over pydantic: what a request must be comes from the models that validate it, what an
 answer is from the TypedDicts that handlers return, who may call from the `access` that the pipeline
-checks. `python -m glamd.http.openapi > docs/openapi.json` writes the copy that is checked in; a
-test holds it to the code. Nothing of a daemon's settings is in it, so it is the same everywhere.
+checks. `make docs` writes the copy that is checked in; a test holds it to the code. Nothing of a
+daemon's settings is in it, so it is the same everywhere.
 """
 
 import json
@@ -34,8 +34,6 @@ from glamd.http.platform_tokens import PlatformTokenRoutes
 from glamd.http.routes import Access, Route
 from glamd.http.services import Detokenizer, PlatformVault, Tokens
 from glamd.http.worker import DecryptRoutes
-
-COMMAND: Final = "python -m glamd.http.openapi > docs/openapi.json"
 
 _ABOUT: Final = """\
 Payment tokens and platform tokens, over two listeners. The **api listener** is for storefront back

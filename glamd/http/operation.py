@@ -8,9 +8,8 @@ checked against this at run time.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel
-
 from glamd.http.bodies import Body
+from glamd.http.queries import Query
 
 JSON = "application/json"
 
@@ -49,7 +48,7 @@ class Operation:
     summary: str
     description: str = ""
     params: Mapping[str, Param] = field(default_factory=dict)
-    query: type[BaseModel] | None = None
+    query: type[Query] | None = None
     body: type[Body] | None = None
     body_required: bool = True
     body_example: object = None

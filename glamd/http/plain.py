@@ -16,6 +16,9 @@ from typing import Final
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
+PIECE_BYTES: Final = 64 * 1024
+"""What is handed to the transport at once; so much of an answer waits there for a slow client."""
+
 _PHRASES: Final = {int(status): status.phrase for status in HTTPStatus}
 _LINE = re.compile(r"[A-Za-z0-9-]+: [\t\x20-\x7e]*")
 
@@ -30,10 +33,22 @@ class PlainResponse(web.StreamResponse):
         self._whole = body
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Write the answer."""
-        self._payload_writer = request.writer
-        await request.writer.write(self._written(request))
-        return request.writer
+        """Write the answer.
+
+        A large body goes out piece by piece, each once the client has taken the one before: it is
+        not copied for each connection, nor into the transport of those that do not read.
+        """
+        writer = self._payload_writer = request.writer
+        head, body = self._head(request)
+        if len(body) <= PIECE_BYTES:
+            await writer.write(head + body)
+            return writer
+        await writer.write(head)
+        whole = memoryview(body)
+        for at in range(0, len(whole), PIECE_BYTES):
+            await writer.write(whole[at : at + PIECE_BYTES])
+            await writer.drain()
+        return writer
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Wait until the client has taken most of what was written to it."""
@@ -42,7 +57,8 @@ class PlainResponse(web.StreamResponse):
             await self._payload_writer.drain()
         self._eof_sent = True
 
-    def _written(self, request: web.BaseRequest) -> bytes:
+    def _head(self, request: web.BaseRequest) -> tuple[bytes, bytes]:
+        """The head, and as much of the body as goes with it: all or nothing."""
         version, status, whole = request.version, self._status, self._whole
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
@@ -57,7 +73,7 @@ class PlainResponse(web.StreamResponse):
             f"HTTP/{version.major}.{version.minor} {status} {_PHRASES[status]}\r\n{self._lines}"
             f"{length}{_date.line()}{connection}\r\n"
         ).encode("ascii")
-        return head if request.method == "HEAD" or not length else head + whole
+        return head, b"" if request.method == "HEAD" or not length else whole
 
 
 def header_lines(headers: Mapping[str, str]) -> str:

@@ -201,7 +201,9 @@ class StoreBody(Body):
 class ReadQuery(Query):
     """Which of the merchant's tokens; all of them where `platform` is absent."""
 
-    platform: Platform | None = None
+    platform: Annotated[
+        Platform | None, Field(description="Only this platform's; every platform's without it.")
+    ] = None
 
 
 class TokenStored(TypedDict):

@@ -102,8 +102,8 @@ class PlatformTokenRoutes:
     async def refused(self, call: Call, error: GlamError) -> None:
         """Log an attempt on a merchant's tokens that never came to its handler.
 
-        Only what is refused for who asks has a row, under the merchant that the path names: a flood
-        that is held to its rate must not write one for each request. UnavailableError.
+        Only what is refused for who asks has a row, under the merchant that the path names, and how
+        often is the vault's to say: a flood must not write one for each request. UnavailableError.
         """
         action = _ACTIONS.get(call.route)
         if action is None or not isinstance(error, ForbiddenError | NotFoundError):
@@ -126,7 +126,9 @@ class PlatformTokenRoutes:
         new = body.new_token()
         caller = call.caller
         assert isinstance(caller, Client)
-        shop = (caller.shop or "").lower()
+        shop = caller.shop or ""
+        # In lower case what is not ASCII may become another's domain (the Kelvin sign is a k then).
+        shop = shop.lower() if shop.isascii() else ""
         if new.merchant_id != caller.merchant_id or new.domain != shop:
             await self._vault.refused(
                 caller.merchant_id,

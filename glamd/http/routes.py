@@ -59,10 +59,10 @@ OPERATOR = Access(kind="operator", owner="any")
 class Route:
     """One route; `path` is a template such as `/api/v1/things/{id}`.
 
-    An empty `access` is a public route: nobody is asked who they are or held to a rate, and it
-    answers while the daemon drains. A path parameter called `merchant_id` is held to the owner rule
-    here; what names a merchant elsewhere is for the handler. `operation` is what the published
-    document says; the admin socket's routes have none.
+    An empty `access` is a public route: nobody is asked who they are, only large documents are held
+    to a rate (`Raw.rationed`), and it answers while the daemon drains. A path parameter called
+    `merchant_id` is held to the owner rule here; what names a merchant elsewhere is the handler's.
+    `operation` is what the published document says; the admin socket's routes have none.
     """
 
     method: str

@@ -14,8 +14,10 @@ from glamd.http.jwks import PublicKey
 from glamd.http.jws import Jws, refused
 
 HS256: Final = "HS256"
-MAX_TRIED: Final = 8
-"""Keys that are asked about a token that names none; with more than these it has to name one."""
+MAX_TRIED: Final = 4
+"""Keys that are asked about a token that names none; with more than these it has to name one.
+
+The old and the new one of both kinds: whoever guesses makes us try them all."""
 
 TokenKind = Literal["client", "internal"]
 

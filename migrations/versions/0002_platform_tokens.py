@@ -59,12 +59,15 @@ CREATE TABLE glam.platform_tokens (
     last_accessed_by     text,
     last_accessed_at     timestamptz,
     access_count         bigint NOT NULL DEFAULT 0 CHECK (access_count >= 0),
+    older_updated_at     timestamptz,
     UNIQUE (merchant_id, platform),
     CHECK ((refresh_claim IS NULL) = (refresh_claim_until IS NULL)),
     CHECK ((refresh_failures = 0) = (refresh_error IS NULL))
 ) WITH (fillfactor = 80);
 COMMENT ON COLUMN glam.platform_tokens.generation IS
     'raised whenever the secret changes: an answer to a refresh of an older one is thrown away';
+COMMENT ON COLUMN glam.platform_tokens.older_updated_at IS
+    'when the older service wrote the secret that an import brought; null: it is another one now';
 COMMENT ON COLUMN glam.platform_tokens.refreshable IS 'a refresh token is sealed with it';
 CREATE INDEX platform_tokens_to_refresh
     ON glam.platform_tokens (refresh_not_before, expires_at) WHERE refreshable;
@@ -88,6 +91,7 @@ CREATE TABLE glam.token_access_log (
 );
 COMMENT ON COLUMN glam.token_access_log.platform IS 'null: every platform of the merchant';
 CREATE INDEX token_access_log_merchant ON glam.token_access_log (merchant_id, id);
+CREATE INDEX token_access_log_at ON glam.token_access_log (at);
 
 CREATE TABLE glam.idempotency_keys (
     scope         text NOT NULL,
@@ -118,11 +122,14 @@ COMMENT ON COLUMN glam.jwt_revocations.expires_at IS
 
 CREATE TABLE glam.imports (
     name        text PRIMARY KEY,
+    source      text NOT NULL,
     position    text NOT NULL,
     counts      jsonb NOT NULL,
     started_at  timestamptz NOT NULL,
     updated_at  timestamptz NOT NULL
 );
+COMMENT ON COLUMN glam.imports.source IS
+    'fingerprint of what the rows come from: the position is one in there, and in nothing else';
 COMMENT ON TABLE glam.imports IS
     'how far an import has come, written in the transaction of the rows that it brought';
 """

@@ -11,6 +11,7 @@ from glamd.embedded.settings import LOOPBACK
 from glamd.errors import ConfigError
 from tests.support.looks import Reply, read
 from tests.support.oauth_platform import Act, OAuthPlatform
+from tests.support.older_service import KEY_TEXT, row
 from tests.support.postgres import eventually
 from tests.support.site import DOMAIN, Site, running_site
 
@@ -126,3 +127,25 @@ async def test_a_start_that_fails_has_asked_no_platform_for_anything(
                 async with running_site(state_dir, database_url, changes=changes):
                     raise AssertionError("it must not start")
         assert platform.calls == []
+
+
+async def test_what_is_imported_is_not_renewed_while_the_older_service_may_use_it(
+    state_dir: Path, database_url: str, tmp_path: Path
+) -> None:
+    async with OAuthPlatform() as platform:
+        changes = settings_for(platform, tmp_path)
+        changes["credentials"]["import_key"] = KEY_TEXT
+        async with running_site(state_dir, database_url, changes=changes) as site:
+            soon = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
+            body = {"rows": [row(1, expires_at=soon), row(2, expires_at=None)], "after": None}
+            reply = await read(await site.admin.post("/v1/credentials/import", json=body))
+            assert cast("dict[str, int]", reply.json["batch"])["taken"] == 2, reply.body
+            # One that is due later and renewed shows that the job went past those.
+            await store(site, platform.grant(DOMAIN), expires_in_s=90)
+            path = f"/v1/credentials/{site.merchant_id}/shopify"
+
+            async def renewed() -> bool:
+                return (await read(await site.admin.get(path))).json["refreshed_at"] is not None
+
+            await eventually(renewed)
+            assert len(platform.calls) == 1

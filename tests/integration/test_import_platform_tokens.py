@@ -4,7 +4,7 @@ import asyncio
 import functools
 import json
 from collections.abc import AsyncIterator, MutableMapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from glamd.credentials.importing import service, store
 from glamd.credentials.importing.older import OlderKey, OlderRow
 from glamd.credentials.importing.service import Importer, OlderBatch, Progress
-from glamd.credentials.model import Accessor
+from glamd.credentials.model import Accessor, Platform
+from glamd.credentials.refresh import store as refresh
 from glamd.credentials.service import PlatformTokens
 from glamd.db import Database
 from glamd.errors import ConflictError, UnavailableError
@@ -23,13 +24,22 @@ from glamd.keys.local import LocalProvider
 from tests.support.database_proxy import DatabaseProxy
 from tests.support.keys import local_provider
 from tests.support.older_service import CANARY, KEY_TEXT, merchant_id, older_id, row, sealed
-from tests.support.platform_vault import READER, load_keyring, log_of, new_token, rows_of
+from tests.support.platform_vault import (
+    READER,
+    load_keyring,
+    log_of,
+    new_token,
+    refreshable,
+    rows_of,
+)
 from tests.support.postgres import execute
 from tests.support.settable_clock import SettableClock
 
 OPERATOR = Accessor(
     kind="operator", name="uid:0", ip="-", request_id="req-9", correlation_id="move-1"
 )
+NEWER = {"access_token": f"{CANARY}-newer", "refresh_token": f"{CANARY}-newer-refresh"}
+LATER = datetime(2024, 8, 1, tzinfo=UTC)
 DERIVED = functools.cache(OlderKey)
 TABLES = "glam.platform_tokens, glam.token_access_log, glam.imports, glam.encryption_keys"
 
@@ -254,7 +264,9 @@ class TestNewerThings:
     ) -> None:
         await take(importer, row(1))
         await vault.store(new_token(merchant_id(1), domain="new.example"), accessor=READER)
-        assert some(await take(importer, row(1), after=None, restart=True)) == {"already": 1}
+        for again in (row(1), replaced(1)):
+            came_to = await take(importer, again, after=None, restart=True)
+            assert some(came_to) == {"superseded": 1}
         assert (await vault.connection(merchant_id(1), "shopify")).domain == "new.example"
 
     async def test_a_token_that_was_deleted_here_does_not_come_back(
@@ -280,6 +292,15 @@ class TestNewerThings:
         await vault.delete(merchant_id(1), "magento", accessor=READER)
         assert some(await take(importer, row(1))) == {"taken": 1}
 
+    async def test_of_two_rows_for_one_token_the_newer_is_kept_wherever_it_stands(
+        self, importer: Importer, vault: PlatformTokens
+    ) -> None:
+        assert some(await take(importer, row(1), replaced(1))) == {"taken": 1, "already": 1}
+        assert some(await take(importer, replaced(2))) == {"taken": 1}
+        assert some(await take(importer, row(2))) == {"already": 1}
+        for number in (1, 2):
+            assert await secret_of(vault, number) == NEWER
+
     async def test_of_two_rows_for_one_token_in_a_batch_the_first_is_taken(
         self, importer: Importer, vault: PlatformTokens
     ) -> None:
@@ -293,13 +314,220 @@ class TestNewerThings:
     ) -> None:
         add = store.add
 
-        async def late(*args: Any) -> Any:
+        async def late(*args: Any, **kwargs: Any) -> Any:
             await vault.store(new_token(merchant_id(1)), accessor=READER)
-            return await add(*args)
+            return await add(*args, **kwargs)
 
         monkeypatch.setattr(store, "add", late)
         assert some(await take(importer, row(1), row(2))) == {"taken": 1, "superseded": 1}
         assert (await vault.connection(merchant_id(1), "shopify")).token_id != older_id(1)
+
+
+class TestReplacedThere:
+    """What the older service replaced after its row was imported, while it still ran."""
+
+    async def test_a_token_that_nobody_touched_here_gets_the_newer_secret(
+        self, importer: Importer, vault: PlatformTokens, database: Database
+    ) -> None:
+        await take(importer, row(1), row(2))
+        first = await vault.connection(merchant_id(1), "shopify")
+        await vault.read(merchant_id(1), platform=None, accessor=READER)
+        changed = replaced(1, domain="moved.example", scopes="read_orders", expires_at=None)
+        again = await take(importer, changed, row(2), after=None, restart=True)
+        assert some(again) == {"updated": 1, "already": 1}
+        assert await secret_of(vault, 1) == NEWER
+        found = await vault.connection(merchant_id(1), "shopify")
+        assert (found.token_id, found.generation) == (older_id(1), first.generation + 1)
+        assert (found.domain, found.scopes) == ("moved.example", ("read_orders",))
+        assert (found.expires_at, found.updated_at) == (None, LATER)
+        assert found.access_count == first.access_count + 2
+        imports = [one for one in await log_of(database, merchant_id(1)) if one[0] == "import"]
+        assert imports == [("import", "shopify", "uid:0", True, None)] * 2
+
+    async def test_it_may_be_replaced_there_more_than_once(
+        self, importer: Importer, vault: PlatformTokens
+    ) -> None:
+        for day in (1, 2, 3):
+            secret = {"access_token": f"{CANARY}-day-{day}"}
+            again = row(1, updated_at=f"2024-08-0{day}", encrypted_token=sealed(secret))
+            came_to = await take(importer, again, after=None, restart=True)
+            assert some(came_to) == ({"taken": 1} if day == 1 else {"updated": 1})
+            assert await secret_of(vault, 1) == secret
+
+    async def test_a_row_that_was_deleted_there_and_made_anew_has_its_new_id_here_too(
+        self, importer: Importer, vault: PlatformTokens
+    ) -> None:
+        await take(importer, row(1))
+        anew = replaced(1, id=str(older_id(99)))
+        assert some(await take(importer, anew, after=None, restart=True)) == {"updated": 1}
+        assert (await vault.connection(merchant_id(1), "shopify")).token_id == older_id(99)
+        assert await secret_of(vault, 1) == NEWER
+
+    async def test_an_older_state_of_the_row_brings_nothing_back(
+        self, importer: Importer, vault: PlatformTokens
+    ) -> None:
+        await take(importer, replaced(1))
+        assert some(await take(importer, row(1), after=None, restart=True)) == {"already": 1}
+        anew = row(1, id=str(older_id(99)))
+        assert some(await take(importer, anew, after=None, restart=True)) == {"superseded": 1}
+        assert await secret_of(vault, 1) == NEWER
+
+    async def test_a_token_that_was_renewed_here_meanwhile_stays(
+        self, importer: Importer, vault: PlatformTokens, database: Database, clock: SettableClock
+    ) -> None:
+        await take(importer, row(1), hold_renewal=timedelta(0))
+        (claimed,) = await claim(database, clock)
+        renewed = refresh.Sealed(
+            ciphertext=claimed.ciphertext,
+            key_version=claimed.connection.key_version,
+            expires_at=clock.now() + timedelta(hours=1),
+            scopes=None,
+            not_before=None,
+        )
+        await refresh.commit(database, claimed, renewed, at=clock.now(), accessor=OPERATOR)
+        came_to = await take(importer, replaced(1), after=None, restart=True)
+        assert some(came_to) == {"superseded": 1}
+        assert await secret_of(vault, 1) != NEWER
+
+    async def test_a_renewal_under_way_with_the_former_secret_comes_too_late(
+        self, importer: Importer, vault: PlatformTokens, database: Database, clock: SettableClock
+    ) -> None:
+        await take(importer, row(1), hold_renewal=timedelta(0))
+        (claimed,) = await claim(database, clock)
+        again = await take(importer, replaced(1), after=None, restart=True)
+        assert some(again) == {"updated": 1}
+        renewed = refresh.Sealed(
+            ciphertext=b"-", key_version="v1", expires_at=LATER, scopes=None, not_before=None
+        )
+        kept = await refresh.commit(database, claimed, renewed, at=clock.now(), accessor=OPERATOR)
+        assert kept == "superseded"
+        assert await secret_of(vault, 1) == NEWER
+
+    async def test_a_token_that_is_stored_here_in_the_very_moment_stays(
+        self, importer: Importer, vault: PlatformTokens, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await take(importer, row(1), row(2))
+        lock = store.lock
+
+        async def late(*args: Any) -> None:
+            await vault.store(new_token(merchant_id(1)), accessor=READER)
+            await lock(*args)
+
+        monkeypatch.setattr(store, "lock", late)
+        again = await take(importer, replaced(1), replaced(2), after=None, restart=True)
+        assert some(again) == {"updated": 1, "superseded": 1}
+        assert await secret_of(vault, 1) != NEWER
+        assert await secret_of(vault, 2) == NEWER
+
+    async def test_a_token_that_is_stored_here_a_moment_later_is_the_one_that_stays(
+        self, importer: Importer, vault: PlatformTokens, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await take(importer, row(1))
+        change = store.change
+        storing: list[asyncio.Task[object]] = []
+
+        async def early(*args: Any, **kwargs: Any) -> Any:
+            stored = vault.store(new_token(merchant_id(1), domain="new.example"), accessor=READER)
+            storing.append(asyncio.create_task(stored))
+            return await change(*args, **kwargs)
+
+        monkeypatch.setattr(store, "change", early)
+        again = await take(importer, replaced(1), after=None, restart=True)
+        assert some(again) == {"updated": 1}
+        await storing[0]
+        assert (await vault.connection(merchant_id(1), "shopify")).domain == "new.example"
+
+    async def test_readers_and_an_import_of_all_that_they_read_never_block_each_other_for_good(
+        self, importer: Importer, vault: PlatformTokens
+    ) -> None:
+        platforms: tuple[Platform, ...] = ("custom", "magento", "shopify", "woocommerce")
+        same = {"merchant_id": str(merchant_id(1))}
+        first = [row(n, platform_name=name, **same) for n, name in enumerate(platforms)]
+        await take(importer, *first)
+        for _ in range(5):
+            again = [
+                replaced(n, platform_name=name, **same) if n % 2 else row(n, **first[n])
+                for n, name in enumerate(platforms)
+            ]
+            batch = OlderBatch(rows=again[::-1], after=None, restart=True)
+            await asyncio.gather(
+                importer.take(batch, accessor=OPERATOR),
+                *(vault.read(merchant_id(1), platform=None, accessor=READER) for _ in range(8)),
+            )
+
+    async def test_a_dry_run_says_it_and_changes_nothing(
+        self, importer: Importer, vault: PlatformTokens
+    ) -> None:
+        await take(importer, row(1))
+        tried = await take(importer, replaced(1), restart=True, dry_run=True)
+        assert some(tried) == {"updated": 1}
+        assert await secret_of(vault, 1) != NEWER
+
+
+class TestRenewal:
+    """The older service still uses what was imported: its refresh tokens must not be used up."""
+
+    async def test_a_token_that_was_imported_is_not_renewed_for_as_long_as_it_is_held(
+        self, importer: Importer, vault: PlatformTokens, database: Database, clock: SettableClock
+    ) -> None:
+        await take(importer, row(1, expires_at="2025-11-12T10:00:00Z"), row(2, token_type="bearer"))
+        held = await vault.connection(merchant_id(1), "shopify")
+        assert held.refresh_not_before == clock.now() + timedelta(hours=24)
+        assert (await vault.connection(merchant_id(2), "shopify")).refresh_not_before is None
+        assert await claim(database, clock) == ()
+        clock.advance(24 * 3600 - 1)
+        assert await claim(database, clock) == ()
+        clock.advance(1)
+        assert len(await claim(database, clock)) == 1
+
+    async def test_the_run_after_the_cut_over_lets_renewals_begin(
+        self, importer: Importer, vault: PlatformTokens, database: Database, clock: SettableClock
+    ) -> None:
+        await take(importer, row(1), row(2), row(3))
+        rows = (row(1), replaced(2), row(3), row(4))
+        await database.execute(
+            "UPDATE glam.platform_tokens SET refresh_failures = 1, refresh_error = 'TIMEOUT'"
+            " WHERE merchant_id = $1",
+            merchant_id(3),
+        )
+        again = await take(importer, *rows, after=None, restart=True, hold_renewal=timedelta(0))
+        assert some(again) == {"already": 2, "updated": 1, "taken": 1}
+        for number, is_held in ((1, False), (2, False), (3, True), (4, False)):
+            found = await vault.connection(merchant_id(number), "shopify")
+            assert (found.refresh_not_before is not None) is is_held, number
+
+    async def test_a_token_that_was_changed_here_is_not_held(
+        self, importer: Importer, vault: PlatformTokens
+    ) -> None:
+        await take(importer, row(1))
+        await vault.store(refreshable(merchant_id(1)), accessor=READER)
+        await take(importer, row(1), after=None, restart=True)
+        assert (await vault.connection(merchant_id(1), "shopify")).refresh_not_before is None
+
+    def test_a_hold_is_never_so_long_that_it_is_taken_for_a_clock_that_went_wrong(self) -> None:
+        assert timedelta(hours=service.HOLD_LIMIT_H) < refresh.BACK_OFF_MAX
+
+
+class TestSources:
+    """A position in one source is none in another."""
+
+    async def test_a_batch_of_another_source_does_not_go_on_from_there(
+        self, importer: Importer, database: Database
+    ) -> None:
+        assert (await importer.progress()).source is None
+        assert (await take(importer, row(1), source="file:a")).source == "file:a"
+        assert await refusal(importer, row(2), source="file:b") == "IMPORT_MOVED"
+        assert await count(database) == 1
+        await take(importer, row(2), source="file:a")
+        again = await take(importer, row(3), source="file:b", after=None, restart=True)
+        assert (again.source, dict(again.counts)["taken"]) == ("file:b", 1)
+        assert await refusal(importer, row(4), source="file:a") == "IMPORT_MOVED"
+
+    async def test_two_sources_without_a_position_are_two_all_the_same(
+        self, importer: Importer
+    ) -> None:
+        assert (await take(importer, {"id": None}, source="file:a")).position is None
+        assert await refusal(importer, row(1), source="file:b") == "IMPORT_MOVED"
 
 
 class TestBreakingOff:
@@ -449,6 +677,30 @@ class TestTaken:
             row["token_id"] for row in await database.fetch("SELECT * FROM glam.platform_tokens")
         }
         assert ids == {older_id(number) for number in range(service.BATCH_LIMIT)}
+
+
+def replaced(number: int, **changes: Any) -> dict[str, Any]:
+    """The older row after the merchant connected its shop there again."""
+    usual = {"updated_at": "2024-08-01T00:00:00", "encrypted_token": sealed(NEWER)}
+    return row(number, **(usual | changes))
+
+
+async def secret_of(vault: PlatformTokens, number: int) -> object:
+    """What opens the shop of the row with this number."""
+    reading = await vault.read(merchant_id(number), platform="shopify", accessor=READER)
+    (token,) = reading.tokens
+    return token.secret.data
+
+
+async def claim(database: Database, clock: SettableClock) -> tuple[refresh.Claimed, ...]:
+    """What a node would renew by now, were a token due ten years before it expires."""
+    due = refresh.Due(
+        platform="shopify",
+        now=clock.now(),
+        before=timedelta(days=3650),
+        assumed_lifetime=timedelta(hours=1),
+    )
+    return await refresh.claim_due(database, due, limit=9, takes_over=False, monotonic_s=0.0)
 
 
 async def url_of(database: Database) -> str:

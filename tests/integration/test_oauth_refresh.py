@@ -359,6 +359,22 @@ async def test_a_merchants_own_host_never_hears_of_us(world: World) -> None:
     assert (names.asked, world.platform.calls) == ([], [])
 
 
+@pytest.mark.parametrize("column", ["domain", "platform_shop_id"])
+async def test_who_can_write_rows_cannot_have_a_secret_sent_to_another_shop(
+    world: World, column: str
+) -> None:
+    names = _Names()
+    settings = world.settings(
+        token_url=f"http://{{domain}}:{world.platform.port}/admin/oauth/access_token",
+        allowed_hosts=(".localhost",),
+    )
+    connection = await world.connect(domain="cool.example" if column != "domain" else "a.localhost")
+    await world.database.execute(f"UPDATE glam.platform_tokens SET {column} = 'thief.localhost'")
+    async with world.node(platforms=[settings], resolver=names):
+        assert (await world.has_failed(connection)).refresh_error == "UNDECRYPTABLE"
+    assert (names.asked, world.platform.calls) == ([], [])
+
+
 async def test_each_shop_is_asked_at_its_own_host(world: World) -> None:
     names = _Names()
     settings = world.settings(

@@ -5,12 +5,15 @@ run out in its row.
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from glamd import db_errors
@@ -529,6 +532,103 @@ async def test_a_stop_does_not_wait_for_longer_than_it_is_given(world: World) ->
             await node.stop(timeout_s=0.01)
             assert not await reader
     assert await world.is_claimed(connection)
+
+
+async def test_a_node_that_pauses_claims_nothing_more_and_ends_what_it_has_begun(
+    world: World,
+) -> None:
+    connection = await world.connect()
+    world.platform.misbehave(LATE)
+    async with world.node("a") as leaving:
+        await world.platform.called(1)
+        reader = asyncio.create_task(leaving.renew(connection.token_id))
+        leaving.pause()
+        late = await world.connect(expires_in_s=-1)
+        assert not await leaving.renew(late.token_id)
+        async with world.node("b"):
+            await world.is_renewed(late)
+        world.platform.release()
+        assert await reader
+        assert (await world.now(connection)).generation == 2
+    assert len(world.platform.calls) == 2
+    rows = await world.database.fetch(
+        "SELECT actor FROM glam.token_access_log WHERE action = 'refresh' ORDER BY id"
+    )
+    assert [row["actor"] for row in rows] == ["b", "a"]
+
+
+async def test_a_renewal_that_is_cut_off_after_the_request_is_told_as_lost(world: World) -> None:
+    connection = await world.connect()
+    world.platform.misbehave(LATE)
+    lost = _lost()
+    with capture_logs() as events:
+        async with world.node() as node:
+            await world.platform.called(1)
+            await node.stop(timeout_s=0.01)
+    (event,) = [event for event in events if event["event"] == "platform_token_refresh_lost"]
+    assert event == {
+        "event": "platform_token_refresh_lost",
+        "log_level": "error",
+        "token_id": str(connection.token_id),
+        "merchant_id": str(connection.merchant_id),
+        "platform": "shopify",
+    }
+    assert _lost() == lost + 1
+
+
+async def test_a_renewal_that_is_cut_off_before_its_commit_is_told_as_lost(world: World) -> None:
+    await world.connect()
+    world.platform.misbehave(LATE)
+    lost = _lost()
+    async with DatabaseProxy(world.url) as proxy:
+        with capture_logs() as events:
+            async with world.node(url=proxy.url) as node:
+                await world.platform.called(1)
+                proxy.go_down()
+                world.platform.release()
+                await eventually(told(events, "platform_token_refresh_uncommitted"))
+                await node.stop(timeout_s=0.01)
+    assert [e["event"] for e in events].count("platform_token_refresh_lost") == 1
+    assert _lost() == lost + 1
+
+
+async def test_a_renewal_that_is_cut_off_before_the_request_has_lost_nothing(world: World) -> None:
+    names = _Stuck()
+    settings = world.settings(
+        token_url=f"http://platform.localhost:{world.platform.port}/admin/oauth/access_token"
+    )
+    await world.connect()
+    lost = _lost()
+    with capture_logs() as events:
+        async with world.node(platforms=[settings], resolver=names) as node:
+            async with asyncio.timeout(PATIENCE_S):
+                await names.asked.wait()
+            await node.stop(timeout_s=0.01)
+    assert not await told(events, "platform_token_refresh_lost")()
+    assert (_lost(), world.platform.calls) == (lost, [])
+
+
+class _Stuck(AbstractResolver):
+    """Never finds a name."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Wait for ever."""
+        self.asked.set()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+def _lost() -> float:
+    labels = {"platform": "shopify", "outcome": renewer.LOST}
+    return REGISTRY.get_sample_value("glamd_credentials_refreshes_total", labels) or 0.0
 
 
 async def test_before_it_runs_and_after_it_was_cancelled_nothing_is_renewed(world: World) -> None:

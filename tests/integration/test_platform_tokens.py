@@ -235,6 +235,15 @@ async def test_a_ciphertext_that_was_moved_to_another_row_does_not_open_there(
     assert (await read(vault, other)).undecryptable == ()
 
 
+@pytest.mark.parametrize("column", ["domain", "platform_shop_id"])
+async def test_a_row_that_was_made_to_name_another_shop_does_not_open(
+    database: Database, vault: PlatformTokens, merchant_id: UUID, column: str
+) -> None:
+    await vault.store(new_token(merchant_id), accessor=OWNER)
+    await database.execute(f"UPDATE glam.platform_tokens SET {column} = 'other.example'")
+    assert (await read(vault, merchant_id)).undecryptable == ("shopify",)
+
+
 @pytest.mark.parametrize(
     "broken",
     [

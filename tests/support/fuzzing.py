@@ -5,6 +5,7 @@ a finding, and so is wrong data that is taken or right data that is refused. Eve
 """
 
 import copy
+import gc
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,13 +141,18 @@ def fuzz(
     schema.hook("map_case")(_with_real(real))
     schema.hook("filter_failure")(_is_finding)
     found = Findings()
-    for event in from_schema(schema.include(operation_id=_asked(document, asker))).execute():
-        if isinstance(event, events.ScenarioFinished):
-            _note(event, asker, found)
-        elif isinstance(event, events.NonFatalError):
-            found.failures.append(f"{asker.name}: {event.label}: {event.info.message}")
-        elif isinstance(event, events.FatalError):
-            raise event.exception
+    try:
+        for event in from_schema(schema.include(operation_id=_asked(document, asker))).execute():
+            if isinstance(event, events.ScenarioFinished):
+                _note(event, asker, found)
+            elif isinstance(event, events.NonFatalError):
+                found.failures.append(f"{asker.name}: {event.label}: {event.info.message}")
+            elif isinstance(event, events.FatalError):
+                raise event.exception
+    finally:
+        # Its connections are closed with its session, which it leaves to the garbage collector; a
+        # listener that stops would wait for them.
+        gc.collect()
     return found
 
 

@@ -165,11 +165,7 @@ class World:
         )
         assert row is not None
         secret = await open_sealed(
-            self.keyring,
-            row["ciphertext"],
-            key_version=row["key_version"],
-            merchant_id=connection.merchant_id,
-            platform=connection.platform,
+            self.keyring, row["ciphertext"], connection, key_version=row["key_version"]
         )
         return dict(secret.data)
 

@@ -15,10 +15,13 @@ from glamd import config
 from glamd.config import Settings, WorkerGrant, check_files, effective, from_values, load
 from glamd.config_sources import LISTED_SECRETS, MAX_CONFIG_BYTES, MAX_SECRET_BYTES, SINGLE_SECRETS
 from glamd.errors import ConfigError
+from glamd.http.cors import Cors
+from glamd.origins import MAX_ORIGINS
 
 ETC = Path(__file__).parents[2] / "etc" / "glamd.toml"
 SECRET = "correct-horse-battery-staple-0123456789"
 OTHER = "another-secret-of-the-same-kind-9876543210"
+TOO_MANY_ORIGINS = [f"https://shop-{n}.example" for n in range(MAX_ORIGINS + 1)]
 NEEDED = {
     "GLAMD_DATABASE__URL": "postgresql://glamd:hunter2@db.example/glamd",
     "GLAMD_MQTT__TLS_CERT": "/etc/glamd/mqtt.crt",
@@ -139,6 +142,13 @@ def test_no_mistake_repeats_a_value(toml: Path) -> None:
         ("GLAMD_HTTP__CORS_ORIGINS", "http://shop.example", "http.cors_origins[0]"),
         ("GLAMD_HTTP__CORS_ORIGINS", "https://shop.example/", "http.cors_origins[0]"),
         ("GLAMD_HTTP__CORS_ORIGINS", "https://a@shop.example", "http.cors_origins[0]"),
+        ("GLAMD_HTTP__CORS_ORIGINS", "https://*.example", "http.cors_origins[0]"),
+        ("GLAMD_HTTP__CORS_ORIGINS", "https://a_b.example", "http.cors_origins[0]"),
+        ("GLAMD_HTTP__CORS_ORIGINS", "https://a.example:", "http.cors_origins[0]"),
+        ("GLAMD_HTTP__CORS_ORIGINS", "https://a.example,https://", "http.cors_origins[1]"),
+        ("GLAMD_HTTP__CORS_ORIGINS", "https://[", "http.cors_origins[0]"),
+        ("GLAMD_HTTP__CORS_ORIGINS", "http://127.0.0.2", "http.cors_origins[0]"),
+        ("GLAMD_HTTP__CORS_ORIGINS", ",".join(TOO_MANY_ORIGINS), "http.cors_origins"),
         ("GLAMD_CREDENTIALS__READERS", "a b", "credentials.readers[0]"),
         ("GLAMD_CREDENTIALS__OAUTH", "{}", "credentials.oauth"),
         ("GLAMD_CREDENTIALS__REFRESH_INTERVAL_S", "0", "credentials.refresh_interval_s"),
@@ -152,6 +162,22 @@ def test_no_mistake_repeats_a_value(toml: Path) -> None:
 )
 def test_a_wrong_value_is_told_by_its_key(name: str, value: str, field: str) -> None:
     assert list(mistakes(NEEDED | {name: value})) == [field]
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        [],
+        ["https://shop.example:8443", "http://localhost:5173", "http://[::1]"],
+        ["https://[2001:db8::1]:8443", "https://intranet", "https://192.0.2.1"],
+        TOO_MANY_ORIGINS[:-1],
+    ],
+    ids=["none", "ports", "addresses", "many"],
+)
+def test_origins_that_are_taken_are_those_that_the_listener_takes(origins: list[str]) -> None:
+    read = settings(GLAMD_HTTP__CORS_ORIGINS=json.dumps(origins)).http.cors_origins
+    assert list(read) == origins
+    Cors(read)
 
 
 def grants(*given: dict[str, object]) -> dict[str, object]:

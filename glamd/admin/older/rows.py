@@ -4,12 +4,14 @@ A row leaves here by the field names of the contract, every value as text or Non
 than it may be; whether it is right is for the daemon to say.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from glamd.admin.client import CommandError
 from glamd.credentials.importing.older import LIMITS
@@ -33,34 +35,55 @@ Columns: TypeAlias = Mapping[str, str]
 """The older column of each field, "" for a field that there is no column for."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """How far the import has come: a row's id, in the source with this fingerprint."""
+
+    source: str | None = None
+    position: str | None = None
+
+    def within(self, source: str) -> str | None:
+        """The position, where it is one in this source."""
+        return self.position if source == self.source else None
+
+
 @dataclass(slots=True)
 class Rows:
-    """Rows in the order of the import, those after its position.
+    """Rows in the order of the import, those after its place where that is one in this source.
 
-    `total` is how many there are; `skipped` fills with what is no row at all, as (where, why).
+    `source` is the source's fingerprint, `total` how many rows there are; `skipped` fills with what
+    is no row at all, as (where, why).
     """
 
+    source: str
     total: int
     rows: Iterator[OlderText]
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 @contextmanager
-def of_file(path: Path, *, columns: Columns, after: str | None) -> Iterator[Rows]:
+def of_file(path: Path, *, columns: Columns, after: Place) -> Iterator[Rows]:
     """The rows of a file with a JSON object on each line. Raises `CommandError`.
 
-    They come in the order of the file, and after the one whose id is `after` where it is in it.
+    They come in the order of the file, and behind the first one whose id is that of the place. A
+    file of which anything has changed is another source: where it changed nobody knows.
     """
     try:
         file = path.open("rb")
     except OSError as error:
         raise _unreadable(error) from None
     with file:
-        total, start = _surveyed(file, columns["id"], after)
+        source = _fingerprint_of(file, columns["id"])
+        total, start = _surveyed(file, columns["id"], after.within(source))
         file.seek(0)
-        found = Rows(total - start, iter(()))
+        found = Rows(source, total - start, iter(()))
         found.rows = _lines(file, columns, found.skipped, start=start)
         yield found
+
+
+def fingerprint(kind: str, *parts: object) -> str:
+    """What stands for a source: the same as long as a position in it means the same."""
+    return f"{kind}:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 
 def check(columns: Columns, there: tuple[str, ...]) -> None:
@@ -78,13 +101,25 @@ def check(columns: Columns, there: tuple[str, ...]) -> None:
         )
 
 
-def _surveyed(file: BinaryIO, id_name: str, after: str | None) -> tuple[int, int]:
-    """How many lines there are, and how many of them come up to the row with the id `after`."""
+def _fingerprint_of(file: BufferedReader, id_name: str) -> str:
+    try:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+    except OSError as error:
+        raise _unreadable(error) from None
+    return fingerprint("file", content, id_name)
+
+
+def _surveyed(file: BufferedReader, id_name: str, after: str | None) -> tuple[int, int]:
+    """How many lines there are, and how many of them come up to the first row with that id.
+
+    The first one: an id may stand there twice, and what is gone through again is only counted.
+    """
     total = start = 0
     sought = None if after is None else json.dumps(after).encode()
     for line in _raw_lines(file):
         total += 1
-        if sought is not None and line is not None and sought in line:
+        if not start and sought is not None and line is not None and sought in line:
             found = _parsed(line)
             if found is not None and found.get(id_name) == after:
                 start = total
@@ -92,7 +127,7 @@ def _surveyed(file: BinaryIO, id_name: str, after: str | None) -> tuple[int, int
 
 
 def _lines(
-    file: BinaryIO, columns: Columns, skipped: list[tuple[str, str]], *, start: int
+    file: BufferedReader, columns: Columns, skipped: list[tuple[str, str]], *, start: int
 ) -> Iterator[OlderText]:
     checked = False
     for number, line in enumerate(_raw_lines(file), 1):
@@ -112,7 +147,7 @@ def _lines(
         yield texts(found, columns)
 
 
-def _raw_lines(file: BinaryIO) -> Iterator[bytes | None]:
+def _raw_lines(file: BufferedReader) -> Iterator[bytes | None]:
     """Every line without its end; None for one that is too long."""
     try:
         while line := file.readline(LINE_LIMIT_BYTES):

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from glamd.admin.cli_common import mapping, mappings, show_json, show_list
 from glamd.admin.client import AdminClient, CommandError
-from glamd.admin.older.rows import OlderText, Rows
+from glamd.admin.older.rows import OlderText, Place, Rows
 
 PATH: Final = "/v1/credentials/import"
 BATCH_BYTES: Final = 240 * 1024
@@ -41,6 +41,7 @@ NAMED_LIMIT: Final = 100
 FAILURES: Final = ("undecryptable", "invalid")
 _MEANINGS: Final = {
     "taken": "sealed under a key of glamd's and kept, with their ids",
+    "updated": "came before, and have a newer secret now",
     "already": "were here already",
     "superseded": "left alone: a newer token is here, or it was deleted here",
     "undecryptable": "could not be opened",
@@ -53,7 +54,12 @@ class Run:
     """What a run came to; `counts` are those of the whole import, but of this run if it is dry."""
 
     dry_run: bool
-    position: str | None
+    restart: bool
+    hold_renewal_h: int
+    place: Place = field(default_factory=Place)
+    """Where the import stands; a restart begins before any row."""
+
+    other_source: bool = False
     rows: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     failed: int = 0
@@ -89,11 +95,13 @@ class Meter(Protocol):
         """So many rows more are done."""
 
 
-def begun(progress: Mapping[str, object], *, restart: bool, dry_run: bool) -> Run:
+def begun(
+    progress: Mapping[str, object], *, restart: bool, dry_run: bool, hold_renewal_h: int
+) -> Run:
     """A run that begins where the daemon says that the import is."""
-    state = Run(dry_run=dry_run, position=None)
-    if not restart and progress["position"] is not None:
-        state.position = str(progress["position"])
+    state = Run(dry_run=dry_run, restart=restart, hold_renewal_h=hold_renewal_h)
+    if not restart:
+        state.place = _place(progress)
     fresh = restart or dry_run
     state.counts = {
         name: 0 if fresh else _number(count) for name, count in mapping(progress["counts"]).items()
@@ -101,9 +109,17 @@ def begun(progress: Mapping[str, object], *, restart: bool, dry_run: bool) -> Ru
     return state
 
 
-def run(
-    client: AdminClient, source: Rows, meter: Meter, *, state: Run, batch: int, restart: bool
-) -> None:
+def look_at(source: Rows, state: Run, *, as_json: bool) -> None:
+    """Begin anew where the import stands in another source than this one, and say so."""
+    if state.place == Place() or state.place.source == source.source:
+        return
+    state.place, state.restart, state.other_source = Place(), True, True
+    state.counts = dict.fromkeys(state.counts, 0)
+    if not as_json:
+        click.echo("The import stands in another source; this one begins with its first row.")
+
+
+def run(client: AdminClient, source: Rows, meter: Meter, *, state: Run, batch: int) -> None:
     """Give the daemon all of the rows, and note in `state` what became of them.
 
     Raises `CommandError`; what was committed until then is.
@@ -113,13 +129,15 @@ def run(
             for rows in batches(source, rows=batch, state=state):
                 body: dict[str, object] = {
                     "rows": rows,
-                    "after": state.position,
-                    "restart": restart,
+                    "source": source.source,
+                    "after": state.place.position,
+                    "restart": state.restart,
+                    "hold_renewal_h": state.hold_renewal_h,
                     "dry_run": state.dry_run,
                 }
                 answer = client.post(PATH, body, timeout_s=BATCH_TIMEOUT_S)
                 _note(state, mapping(answer), rows=len(rows))
-                restart = False
+                state.restart = False
                 meter.advance(len(rows))
     except CommandError as error:
         raise CommandError(error.code, error.message + _so_far(state), error.fields) from None
@@ -153,7 +171,8 @@ def show(state: Run, *, as_json: bool) -> None:
         show_json(
             {
                 "dry_run": state.dry_run,
-                "position": state.position,
+                "position": state.place.position,
+                "other_source": state.other_source,
                 "rows": state.rows,
                 "counts": state.counts,
                 "failed": state.failed,
@@ -163,13 +182,20 @@ def show(state: Run, *, as_json: bool) -> None:
         return
     if state.dry_run:
         click.echo("Nothing was written; this is what would become of them:")
-    elif not state.rows and state.position is not None:
-        click.echo(f"There is nothing after {state.position}; --restart goes through all again.")
+    elif not state.rows and state.place.position is not None:
+        click.echo(
+            f"There is nothing after {state.place.position}; --restart goes through all again."
+        )
     counts = [
         {"outcome": name, "rows": count, "meaning": _MEANINGS.get(name, "")}
         for name, count in state.counts.items()
     ]
     show_list(counts, ("outcome", "rows", "meaning"))
+    if state.rows and state.hold_renewal_h and not state.dry_run:
+        click.echo(
+            f"Their renewal waits for {state.hold_renewal_h} hours; once the older service is off,"
+            " --restart --hold-renewal 0 lets it begin."
+        )
     if state.named:
         click.echo(f"Rows that could not be taken: {state.failed}.")
         show_list(state.named, ("id", "code", "reason"))
@@ -193,8 +219,7 @@ def _note(state: Run, answer: object, *, rows: int) -> None:
     for name, count in counts.items():
         state.counts[name] = _number(count) + (state.counts.get(name, 0) if state.dry_run else 0)
     if not state.dry_run:
-        position = found["position"]
-        state.position = None if position is None else str(position)
+        state.place = _place(found)
     for refused in mappings(found["refused"]):
         fields = mappings(refused["fields"])
         said = "; ".join(f"{one['field']}: {one['message']}" for one in fields)
@@ -205,6 +230,14 @@ def _note(state: Run, answer: object, *, rows: int) -> None:
                 "reason": said or refused["message"],
             }
         )
+
+
+def _place(answer: Mapping[str, object]) -> Place:
+    source, position = answer["source"], answer["position"]
+    return Place(
+        source=None if source is None else str(source),
+        position=None if position is None else str(position),
+    )
 
 
 def _number(value: object) -> int:

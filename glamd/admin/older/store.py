@@ -8,10 +8,11 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from glamd.admin.client import CommandError
-from glamd.admin.older.rows import Columns, OlderText, Rows, check, texts
+from glamd.admin.older.rows import Columns, OlderText, Place, Rows, check, fingerprint, texts
 from glamd.credentials.importing.older import LIMITS
 from glamd.db import Database, Row
 from glamd.errors import ConfigError, GlamError, InternalError
@@ -25,12 +26,16 @@ FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
 ORDER BY attnum
 """
+_PLACE: Final = """
+SELECT jsonb_build_array(current_database(), inet_server_addr(), inet_server_port(),
+                         to_regclass($1)::oid::bigint)::text
+"""
 _STRING: Final = "S"
 _ID_TYPES: Final = frozenset({"uuid", "text", "character varying", "character"})
 
 
 @contextmanager
-def of_table(url: str, *, table: str, columns: Columns, after: str | None) -> Iterator[Rows]:
+def of_table(url: str, *, table: str, columns: Columns, after: Place) -> Iterator[Rows]:
     """The rows of a table in PostgreSQL, by id. Raises `CommandError`, also in the middle."""
     with asyncio.Runner() as runner:
         try:
@@ -42,13 +47,21 @@ def of_table(url: str, *, table: str, columns: Columns, after: str | None) -> It
         except GlamError as error:
             raise _told(error) from None
         try:
-            yield _table(runner, database, table=table, columns=columns, after=after)
+            # Servers behind forwarded ports may take themselves for one another; no login in it.
+            at = urlsplit(url).netloc.rpartition("@")[2]
+            yield _table(runner, database, at=at, table=table, columns=columns, after=after)
         finally:
             runner.run(database.close())
 
 
 def _table(
-    runner: asyncio.Runner, database: Database, *, table: str, columns: Columns, after: str | None
+    runner: asyncio.Runner,
+    database: Database,
+    *,
+    at: str,
+    table: str,
+    columns: Columns,
+    after: Place,
 ) -> Rows:
     name = ".".join(_quoted(part) for part in table.split("."))
     kinds = _kinds(runner, database, table, name)
@@ -56,8 +69,11 @@ def _table(
     id_type = kinds[columns["id"]][0]
     if id_type not in _ID_TYPES:
         raise CommandError("NO_UUID", f"The ids are of type {id_type}, and not UUIDs.")
-    if after is not None and id_type == "uuid" and not _is_uuid(after):
-        after = None  # the position is one of another source; what is here already stays so
+    place = str(_read(runner, database, _PLACE, name)[0][0])
+    source = fingerprint("table", at, place, columns["id"])
+    start = after.within(source)
+    if start is not None and id_type == "uuid" and not _is_uuid(start):
+        start = None  # the column was of another type; what is here already stays so
     key = _quoted(columns["id"])
     behind = f"WHERE {key} > $1::text::{'uuid' if id_type == 'uuid' else 'text'}"
     pairs = ", ".join(
@@ -69,19 +85,19 @@ def _table(
     end = f"ORDER BY {key} LIMIT {PAGE_ROWS}"
     count = f"SELECT count(*) FROM {name}"  # noqa: S608 - a quoted name
 
-    def read(start: str, end: str, position: str | None) -> list[Row]:
+    def read(select: str, end: str, position: str | None) -> list[Row]:
         if position is None:
-            return _read(runner, database, f"{start} {end}")
-        return _read(runner, database, f"{start} {behind} {end}", position)
+            return _read(runner, database, f"{select} {end}")
+        return _read(runner, database, f"{select} {behind} {end}", position)
 
     def rows() -> Iterator[OlderText]:
-        position = after
+        position = start
         while found := read(page, end, position):
             for row in found:
                 yield texts(row["fields"], {field: field for field in LIMITS})
             position = str(found[-1]["id"])
 
-    return Rows(int(read(count, "", after)[0][0]), rows())
+    return Rows(source, int(read(count, "", start)[0][0]), rows())
 
 
 def _kinds(

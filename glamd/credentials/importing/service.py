@@ -8,7 +8,7 @@ committed ended. A row that cannot be taken is counted and named and stops nothi
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Literal, get_args
 from uuid import UUID
 
@@ -42,8 +42,15 @@ DOUBT_ROWS: Final = 10
 """As many rows that do not open, before any did, are a wrong key and no damage."""
 
 POSITION_LIMIT: Final = 128
+SOURCE_LIMIT: Final = 128
 
-Outcome = Literal["taken", "already", "superseded", "undecryptable", "invalid"]
+HOLD_H: Final = 24
+HOLD_LIMIT_H: Final = 144
+"""Hours for which no imported token is renewed, where nothing is said and at most: with a refresh
+the older service's copy of the token may die. A longer pause than `refresh.store.BACK_OFF_MAX`
+would be taken for a wrong clock's."""
+
+Outcome = Literal["taken", "updated", "already", "superseded", "undecryptable", "invalid"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 log = structlog.get_logger()
@@ -55,13 +62,17 @@ _ROWS = Counter("glamd_credentials_imported_rows_total", "Older rows, by outcome
 class OlderBatch:
     """1 to BATCH_LIMIT rows in the order of the import.
 
-    `after` is the position that they come after, as the batch before was answered with it, None for
-    none; with `restart` they are the first ones again, whatever there was. With `dry_run` nothing
-    is written, and nobody asks after what.
+    `source` is a fingerprint of where they come from, `after` the position in there that they come
+    after, as the batch before was answered with it, None for none; with `restart` they are the
+    first ones again, whatever there was. For as long as `hold_renewal`, HOLD_LIMIT_H at most, no
+    token is renewed that is as an import brought it. With `dry_run` nothing is written, and nobody
+    asks after what.
     """
 
     rows: Sequence[OlderRow]
     after: str | None
+    source: str = ""
+    hold_renewal: timedelta = timedelta(hours=HOLD_H)
     restart: bool = False
     dry_run: bool = False
 
@@ -80,9 +91,10 @@ class Refused:
 class Progress:
     """How far the import has come: counts of all of it, those of this batch, who was refused.
 
-    `position` is the id of the last row, None before the first.
+    `position` is the id of the last row, None before the first, `source` what it is one of.
     """
 
+    source: str | None
     position: str | None
     counts: Mapping[Outcome, int]
     batch: Mapping[Outcome, int]
@@ -127,8 +139,8 @@ class Importer:
         """Take a batch: all of it is committed, or, where this raises, nothing.
 
         ConflictError IMPORT_KEY_MISSING; IMPORT_KEY_WRONG where nothing opened so far and nothing
-        in DOUBT_ROWS rows or more; IMPORT_MOVED where the import is not at `after`, for another one
-        is at work. UnavailableError, after which the position has to be asked for.
+        in DOUBT_ROWS rows or more; IMPORT_MOVED where the import is not at `after` in this source,
+        for another one is at work. UnavailableError, after which the position has to be asked for.
         """
         assert 1 <= len(batch.rows) <= BATCH_LIMIT
         key = await self._older_key()
@@ -140,16 +152,20 @@ class Importer:
         async with self._database.transaction() as connection:
             before = await store.lock_progress(connection, NAME, at=now)
             if batch.restart:
-                before = ProgressRow(position="", counts={}, started_at=now, updated_at=now)
-            elif before.position != (batch.after or ""):
+                before = ProgressRow(
+                    source="", position="", counts={}, started_at=now, updated_at=now
+                )
+            elif not _goes_on(batch, before):
                 raise ConflictError(
                     f"The import is at another place, {before.position}: is there a second one?",
                     code="IMPORT_MOVED",
                 )
             _refuse_a_wrong_key(rows, before.counts)
-            await _settle(connection, rows, write=True)
+            await store.lock(connection, [row.sealed.older for row in rows if row.sealed])
+            await _settle(connection, rows)
+            await _write(connection, rows, not_before=_held_until(batch, now))
             await store.log_imports(connection, _entries(rows), at=now, accessor=accessor)
-            after = _moved_on(before, rows, now)
+            after = _moved_on(before, rows, source=batch.source, now=now)
             await store.set_progress(connection, NAME, after)
         for outcome, count in _counts(rows).items():
             _ROWS.labels(outcome).inc(count)
@@ -161,7 +177,7 @@ class Importer:
         async with self._database.connection() as connection:
             before = await store.progress(connection, NAME)
             _refuse_a_wrong_key(rows, {} if before is None or restart else before.counts)
-            await _settle(connection, rows, write=False)
+            await _settle(connection, rows)
         return _told(before, rows)
 
     async def _older_key(self) -> OlderKey:
@@ -188,15 +204,14 @@ class Importer:
             field = FieldError("encrypted_token", error.message)
             return _Row(raw, "undecryptable", None, error.code, error.message, (field,))
         token = older.token
-        ciphertext, version = seal(
-            self._keyring, token.secret, merchant_id=token.merchant_id, platform=token.platform
-        )
+        ciphertext, version = seal(self._keyring, token.secret, token)
         return _Row(raw, "taken", SealedToken(older, ciphertext, version))
 
 
 def _told(progress: ProgressRow | None, rows: list[_Row]) -> Progress:
     counts = {} if progress is None else progress.counts
     return Progress(
+        source=None if progress is None else progress.source or None,
         position=None if progress is None else progress.position or None,
         counts={outcome: counts.get(outcome, 0) for outcome in OUTCOMES},
         batch=_counts(rows),
@@ -208,50 +223,68 @@ def _told(progress: ProgressRow | None, rows: list[_Row]) -> Progress:
     )
 
 
-async def _settle(connection: Connection, rows: list[_Row], *, write: bool) -> None:
-    """Find out what is to become of the rows that are whole, and insert those that are new."""
-    whole = _first_of_each(rows)
+def _goes_on(batch: OlderBatch, before: ProgressRow) -> bool:
+    """Whether the batch begins where the import is."""
+    return before.position == (batch.after or "") and before.source in ("", batch.source)
+
+
+def _held_until(batch: OlderBatch, now: datetime) -> datetime | None:
+    return now + batch.hold_renewal if batch.hold_renewal else None
+
+
+async def _settle(connection: Connection, rows: list[_Row]) -> None:
+    """Find out what is to become of the rows that are whole."""
+    whole = _newest_of_each(rows)
     standings = await store.standings(connection, [sealed.older for _, sealed in whole])
-    new: list[tuple[_Row, SealedToken]] = []
-    for (row, sealed), standing in zip(whole, standings, strict=True):
+    for (row, _), standing in zip(whole, standings, strict=True):
         if standing == "new":
-            new.append((row, sealed))
+            row.outcome = "taken"
+        elif standing == "changed":
+            row.outcome = "updated"
         elif standing == "id-taken":
             row.outcome, row.code = "invalid", "OLDER_TOKEN_ID_TAKEN"
             row.message = "Another merchant's token, or another platform's, has this id here."
             row.fields = (FieldError("id", row.message),)
         else:
             row.outcome = standing
-    if write and new:
-        added = await store.add(connection, [sealed for _, sealed in new])
-        for row, sealed in new:
-            if sealed.older.token_id not in added:
+
+
+async def _write(connection: Connection, rows: list[_Row], *, not_before: datetime | None) -> None:
+    """Keep what is new or newer, and let what is here already wait as well."""
+    for outcome, keep in (("taken", store.add), ("updated", store.change)):
+        chosen = [(row, row.sealed) for row in rows if row.sealed and row.outcome == outcome]
+        sealed = [token for _, token in chosen]
+        kept = await keep(connection, sealed, not_before=not_before) if sealed else frozenset()
+        for row, token in chosen:
+            if token.older.token_id not in kept:
                 row.outcome = "superseded"  # stored through the API in this very moment
+    ids = [row.sealed.older.token_id for row in rows if row.sealed and row.outcome == "already"]
+    if ids:
+        await store.hold(connection, ids, not_before=not_before)
 
 
-def _first_of_each(rows: list[_Row]) -> list[tuple[_Row, SealedToken]]:
-    """The rows that are whole; of two for one token in a batch, the first is the one."""
+def _newest_of_each(rows: list[_Row]) -> list[tuple[_Row, SealedToken]]:
+    """The rows that are whole; of two for one token in a batch the newer one, or the first."""
     found: list[tuple[_Row, SealedToken]] = []
     ids: set[UUID] = set()
     places: set[tuple[UUID, str]] = set()
-    for row in rows:
-        if row.sealed is None:
-            continue
-        older = row.sealed.older
+    whole = [(row, row.sealed) for row in rows if row.sealed is not None]
+    for row, sealed in sorted(whole, key=lambda one: one[1].older.updated_at, reverse=True):
+        older = sealed.older
         place = (older.token.merchant_id, older.token.platform)
         if older.token_id in ids:
             row.outcome = "already"
         elif place in places:
             row.outcome = "superseded"
         else:
-            found.append((row, row.sealed))
+            found.append((row, sealed))
             ids.add(older.token_id)
             places.add(place)
     return found
 
 
 def _refuse_a_wrong_key(rows: list[_Row], before: Mapping[str, int]) -> None:
-    opened = sum(before.get(name, 0) for name in ("taken", "already", "superseded"))
+    opened = sum(before.get(name, 0) for name in ("taken", "updated", "already", "superseded"))
     closed = sum(row.code == UNDECRYPTABLE for row in rows)
     if not opened and closed >= DOUBT_ROWS and not any(row.sealed for row in rows):
         raise ConflictError(
@@ -261,8 +294,9 @@ def _refuse_a_wrong_key(rows: list[_Row], before: Mapping[str, int]) -> None:
         )
 
 
-def _moved_on(before: ProgressRow, rows: list[_Row], now: datetime) -> ProgressRow:
+def _moved_on(before: ProgressRow, rows: list[_Row], *, source: str, now: datetime) -> ProgressRow:
     return ProgressRow(
+        source=source,
         position=_id(rows[-1]) or before.position,
         counts={name: before.counts.get(name, 0) + count for name, count in _counts(rows).items()},
         started_at=before.started_at,
@@ -271,14 +305,16 @@ def _moved_on(before: ProgressRow, rows: list[_Row], now: datetime) -> ProgressR
 
 
 def _entries(rows: list[_Row]) -> list[LogEntry]:
-    """The access log's rows: those taken, and those refused as far as it is known whose they are.
+    """The access log's rows: those kept, and those refused as far as it is known whose they are.
 
-    A row that is here already, or left alone, is not touched.
+    The secret of a row that is here already, or left alone, is not touched.
     """
     entries = []
     for row in rows:
         merchant_id = uuid_of(row.raw, "merchant_id")
-        if merchant_id is not None and (row.outcome == "taken" or row.code is not None):
+        if merchant_id is not None and (
+            row.outcome in ("taken", "updated") or row.code is not None
+        ):
             entry = LogEntry(
                 merchant_id=merchant_id,
                 platform=platform_of(row.raw),

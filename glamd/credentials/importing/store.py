@@ -18,27 +18,38 @@ from glamd.credentials.store import finite
 from glamd.db import Connection, Database
 
 _BEGIN: Final = """
-INSERT INTO glam.imports (name, position, counts, started_at, updated_at)
-VALUES ($1, '', '{}', $2, $2)
+INSERT INTO glam.imports (name, source, position, counts, started_at, updated_at)
+VALUES ($1, '', '', '{}', $2, $2)
 ON CONFLICT (name) DO NOTHING
 """
 
 _PROGRESS: Final = """
-SELECT position, counts, started_at, updated_at FROM glam.imports WHERE name = $1
+SELECT source, position, counts, started_at, updated_at FROM glam.imports WHERE name = $1
 """
 _LOCKED_PROGRESS: Final = _PROGRESS + " FOR UPDATE"
 
 _SET_PROGRESS: Final = """
-UPDATE glam.imports SET position = $2, counts = $3, started_at = $4, updated_at = $5
+UPDATE glam.imports
+SET source = $2, position = $3, counts = $4, started_at = $5, updated_at = $6
 WHERE name = $1
 """
 
-# A token that was deleted here after the older service last wrote it must not come back.
+# In the order in which readers lock. What is stored or renewed meanwhile waits.
+_LOCK: Final = """
+SELECT 1 FROM glam.platform_tokens
+JOIN unnest($1::uuid[], $2::text[]) AS row (merchant_id, platform) USING (merchant_id, platform)
+ORDER BY merchant_id, platform
+FOR UPDATE OF platform_tokens
+"""
+
+# A token that was deleted here after the older service last wrote it must not come back. One whose
+# secret came from the older service, and is still that one, follows what was written there since.
 _STANDINGS: Final = """
 SELECT CASE
-         WHEN same.merchant_id = row.merchant_id AND same.platform = row.platform THEN 'already'
-         WHEN same.token_id IS NOT NULL THEN 'id-taken'
-         WHEN other.token_id IS NOT NULL THEN 'superseded'
+         WHEN same.merchant_id <> row.merchant_id OR same.platform <> row.platform THEN 'id-taken'
+         WHEN kept.older_updated_at < row.updated_at THEN 'changed'
+         WHEN same.older_updated_at IS NOT NULL THEN 'already'
+         WHEN kept.token_id IS NOT NULL THEN 'superseded'
          WHEN EXISTS (
            SELECT FROM glam.token_access_log log
            WHERE log.merchant_id = row.merchant_id AND log.platform = row.platform
@@ -49,29 +60,61 @@ SELECT CASE
 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[])
      WITH ORDINALITY AS row (token_id, merchant_id, platform, updated_at, number)
 LEFT JOIN glam.platform_tokens same ON same.token_id = row.token_id
-LEFT JOIN glam.platform_tokens other
-       ON other.merchant_id = row.merchant_id AND other.platform = row.platform
+LEFT JOIN glam.platform_tokens kept
+       ON kept.merchant_id = row.merchant_id AND kept.platform = row.platform
 ORDER BY row.number
 """
 
-_ADD: Final = """
+_ROWS: Final = """
+WITH row AS MATERIALIZED (
+    SELECT token_id, merchant_id, platform, platform_shop_id, domain, token_type,
+           ARRAY(SELECT scope FROM jsonb_array_elements_text(listed::jsonb)
+                 WITH ORDINALITY AS one (scope, number) ORDER BY number) AS scopes,
+           ciphertext, key_version, expires_at, refreshable,
+           CASE WHEN refreshable THEN $17::timestamptz END AS refresh_not_before,
+           created_at, updated_at, last_accessed_by, last_accessed_at, access_count
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[],
+                $7::text[], $8::bytea[], $9::text[], $10::timestamptz[], $11::boolean[],
+                $12::timestamptz[], $13::timestamptz[], $14::text[], $15::timestamptz[],
+                $16::bigint[])
+         AS given (token_id, merchant_id, platform, platform_shop_id, domain, token_type, listed,
+                   ciphertext, key_version, expires_at, refreshable, created_at, updated_at,
+                   last_accessed_by, last_accessed_at, access_count)
+)
+"""
+
+_ADD: Final = f"""
+{_ROWS}
 INSERT INTO glam.platform_tokens
        (token_id, merchant_id, platform, platform_shop_id, domain, token_type, scopes,
-        ciphertext, key_version, expires_at, refreshable, created_at, updated_at,
-        last_accessed_by, last_accessed_at, access_count)
-SELECT token_id, merchant_id, platform, platform_shop_id, domain, token_type,
-       ARRAY(SELECT scope FROM jsonb_array_elements_text(scopes::jsonb)
-             WITH ORDINALITY AS listed (scope, number) ORDER BY number),
-       ciphertext, key_version, expires_at, refreshable, created_at, updated_at,
-       last_accessed_by, last_accessed_at, access_count
-FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::bytea[], $9::text[], $10::timestamptz[], $11::boolean[], $12::timestamptz[],
-            $13::timestamptz[], $14::text[], $15::timestamptz[], $16::bigint[])
-     AS row (token_id, merchant_id, platform, platform_shop_id, domain, token_type, scopes,
-             ciphertext, key_version, expires_at, refreshable, created_at, updated_at,
-             last_accessed_by, last_accessed_at, access_count)
+        ciphertext, key_version, expires_at, refreshable, refresh_not_before, created_at,
+        updated_at, last_accessed_by, last_accessed_at, access_count, older_updated_at)
+SELECT row.*, row.updated_at FROM row
 ON CONFLICT DO NOTHING
 RETURNING token_id
+"""  # noqa: S608 - our own constant
+
+# The generation moves on, as at every replacement of a secret; what was counted stays.
+_CHANGE: Final = f"""
+{_ROWS}
+UPDATE glam.platform_tokens kept
+SET token_id = row.token_id, platform_shop_id = row.platform_shop_id, domain = row.domain,
+    token_type = row.token_type, scopes = row.scopes, ciphertext = row.ciphertext,
+    key_version = row.key_version, expires_at = row.expires_at, refreshable = row.refreshable,
+    generation = kept.generation + 1, refresh_claim = NULL, refresh_claim_until = NULL,
+    refresh_failures = 0, refresh_error = NULL, refresh_not_before = row.refresh_not_before,
+    refreshed_at = NULL, created_at = row.created_at, updated_at = row.updated_at,
+    older_updated_at = row.updated_at
+FROM row
+WHERE kept.merchant_id = row.merchant_id AND kept.platform = row.platform
+RETURNING kept.token_id
+"""  # noqa: S608 - our own constant
+
+# A pause after a failure stays: it is about something else.
+_HOLD: Final = """
+UPDATE glam.platform_tokens SET refresh_not_before = $2
+WHERE token_id = ANY ($1) AND older_updated_at IS NOT NULL AND refreshable
+  AND refresh_failures = 0 AND refresh_not_before IS DISTINCT FROM $2
 """
 
 _LOG: Final = """
@@ -83,13 +126,17 @@ FROM unnest($2::uuid[], $3::text[], $4::uuid[], $5::text[])
      AS row (merchant_id, platform, token_id, error)
 """
 
-Standing = Literal["new", "already", "superseded", "id-taken"]
+Standing = Literal["new", "changed", "already", "superseded", "id-taken"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressRow:
-    """How far an import has come: the id of the last row, "" before the first, and counts."""
+    """How far an import has come: the id of the last row, "" before the first, and counts.
 
+    `source` is a fingerprint of what the rows come from, "" where nobody said.
+    """
+
+    source: str
     position: str
     counts: dict[str, int]
     started_at: datetime
@@ -134,10 +181,20 @@ async def set_progress(connection: Connection, name: str, progress: ProgressRow)
     await connection.execute(
         _SET_PROGRESS,
         name,
+        progress.source,
         progress.position,
         progress.counts,
         progress.started_at,
         progress.updated_at,
+    )
+
+
+async def lock(connection: Connection, tokens: Sequence[OlderToken]) -> None:
+    """Let nobody else change what is kept here for these until the transaction ends."""
+    await connection.fetch(
+        _LOCK,
+        [older.token.merchant_id for older in tokens],
+        [older.token.platform for older in tokens],
     )
 
 
@@ -153,11 +210,37 @@ async def standings(connection: Connection, tokens: Sequence[OlderToken]) -> lis
     return [row[0] for row in rows]
 
 
-async def add(connection: Connection, tokens: Sequence[SealedToken]) -> frozenset[UUID]:
-    """Insert these; the ids of those that were, since somebody may have come in between."""
+async def add(
+    connection: Connection, tokens: Sequence[SealedToken], *, not_before: datetime | None
+) -> frozenset[UUID]:
+    """Insert these, none to be renewed before then; the ids of those that were.
+
+    Somebody may have come in between, for what is not there cannot be locked.
+    """
+    return await _write(connection, _ADD, tokens, not_before)
+
+
+async def change(
+    connection: Connection, tokens: Sequence[SealedToken], *, not_before: datetime | None
+) -> frozenset[UUID]:
+    """Put these, which are locked, in place of what an import brought before; as `add`."""
+    return await _write(connection, _CHANGE, tokens, not_before)
+
+
+async def hold(connection: Connection, ids: Sequence[UUID], *, not_before: datetime | None) -> None:
+    """Have none of these renewed before then, as far as they are as an import brought them."""
+    await connection.execute(_HOLD, ids, not_before)
+
+
+async def _write(
+    connection: Connection,
+    sql: str,
+    tokens: Sequence[SealedToken],
+    not_before: datetime | None,
+) -> frozenset[UUID]:
     olders = [sealed.older for sealed in tokens]
     rows = await connection.fetch(
-        _ADD,
+        sql,
         [older.token_id for older in olders],
         [older.token.merchant_id for older in olders],
         [older.token.platform for older in olders],
@@ -175,6 +258,7 @@ async def add(connection: Connection, tokens: Sequence[SealedToken]) -> frozense
         [older.last_accessed_by for older in olders],
         [finite(older.last_accessed_at) for older in olders],
         [older.access_count for older in olders],
+        not_before,
     )
     return frozenset(row["token_id"] for row in rows)
 

@@ -8,7 +8,7 @@ have withdrawn the old pair when it wrote the answer.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Final, Literal
@@ -67,11 +67,11 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawAnswer:
-    """An answer as it came, its body bounded."""
+    """An answer as it came, its body bounded; the new pair may be in it."""
 
     status: int
     retry_after: str | None
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 def judge(

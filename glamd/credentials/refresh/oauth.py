@@ -8,7 +8,9 @@ breaks under a second use would leave open whether it had it.
 
 import asyncio
 import ssl
-from typing import Final
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Final, TypeAlias
 from urllib.parse import quote_plus, urlencode
 
 import aiohttp
@@ -27,6 +29,10 @@ _HEADERS: Final = {
     "Accept-Encoding": "identity",
     "User-Agent": "glamd",
 }
+
+
+Sending: TypeAlias = Callable[[], None]
+"""Called when a request is about to be written: from then on it may have its effect."""
 
 
 def open_session(
@@ -50,6 +56,7 @@ def open_session(
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
+        trace_configs=[_told_of_sending()],
     )
 
 
@@ -63,7 +70,9 @@ class OAuthClient:
         self._session = session
         self._clock = clock
 
-    async def renew(self, connection: ShopConnection, secret: Secret) -> Renewed:
+    async def renew(
+        self, connection: ShopConnection, secret: Secret, *, sending: Sending
+    ) -> Renewed:
         """Use the refresh token once and return what came for it, within `timeout_s`.
 
         RefreshError in every other case; after some of those (TIMEOUT, CONNECTION_FAILED, NOT_JSON
@@ -79,7 +88,7 @@ class OAuthClient:
         sent_at = self._clock.now()
         try:
             async with asyncio.timeout(settings.timeout_s):
-                answer = await self._post(url, refresh_token)
+                answer = await self._post(url, refresh_token, sending)
         # What these carry names hosts at most; still, nothing of it travels on.
         except TimeoutError:
             raise RefreshError("TIMEOUT") from None
@@ -91,7 +100,7 @@ class OAuthClient:
             answer, secret, sent_at=sent_at, assumed_lifetime_s=settings.assumed_lifetime_s
         )
 
-    async def _post(self, url: str, refresh_token: str) -> RawAnswer:
+    async def _post(self, url: str, refresh_token: str, sending: Sending) -> RawAnswer:
         form = {"grant_type": "refresh_token", REFRESH_TOKEN: refresh_token}
         headers = dict(_HEADERS)
         if self.settings.client_auth == "basic":
@@ -102,7 +111,11 @@ class OAuthClient:
                 "client_secret": self.settings.client_secret,
             }
         async with self._session.post(
-            url, data=urlencode(form).encode(), headers=headers, allow_redirects=False
+            url,
+            data=urlencode(form).encode(),
+            headers=headers,
+            allow_redirects=False,
+            trace_request_ctx=sending,
         ) as response:
             return RawAnswer(
                 status=response.status,
@@ -115,6 +128,22 @@ class OAuthClient:
         return aiohttp.encode_basic_auth(
             quote_plus(self.settings.client_id), quote_plus(self.settings.client_secret)
         )
+
+
+def _told_of_sending() -> aiohttp.TraceConfig:
+    """Calls a request's `Sending` when it has a connection and nothing of it is written yet."""
+
+    async def tell(
+        _session: aiohttp.ClientSession,
+        context: SimpleNamespace,
+        _request: aiohttp.TraceRequestHeadersSentParams,
+    ) -> None:
+        sending: Sending = context.trace_request_ctx
+        sending()
+
+    config = aiohttp.TraceConfig()
+    config.on_request_headers_sent.append(tell)
+    return config
 
 
 async def _bounded(content: aiohttp.StreamReader) -> bytes:

@@ -82,36 +82,42 @@ class Renewer:
     async def renew(self, client: OAuthClient, claimed: Claimed) -> bool:
         """Renew the token; whether there is another secret in its row now. Raises nothing.
 
-        Cancelling it before the answer leaves the claim to run out; after it, the answer is lost.
+        Cancelling it before the request is sent leaves the claim to run out; from then on to the
+        commit it loses what the platform answers, and says so.
         """
         began_s = time.perf_counter()
+        asked = asyncio.Event()
         try:
-            outcome = await self._outcome(client, claimed)
+            outcome = await self._outcome(client, claimed, asked)
+        except asyncio.CancelledError:
+            if asked.is_set():
+                _lose(claimed.connection)
+                _REFRESHES.labels(claimed.connection.platform, LOST).inc()
+            raise
         except Exception:
             # Its claim runs out by itself; then whoever is first tries again.
             log.exception("platform_token_refresh_crashed", **_ids(claimed.connection))
             outcome = INTERNAL_ERROR
+        if asked.is_set():
+            _lose(claimed.connection)
         platform = claimed.connection.platform
         _REFRESHES.labels(platform, outcome).inc()
         _SECONDS.labels(platform).observe(time.perf_counter() - began_s)
         return outcome in (OK, store.SUPERSEDED)
 
-    async def _outcome(self, client: OAuthClient, claimed: Claimed) -> str:
+    async def _outcome(self, client: OAuthClient, claimed: Claimed, asked: asyncio.Event) -> str:
+        """What came of it; `asked` is set while there may be a new pair that is in no row."""
         try:
-            renewed = await self._ask(client, claimed)
+            renewed = await self._ask(client, claimed, asked)
         except RefreshError as error:
+            asked.clear()
             await self._note(claimed, error)
             return error.code
         sealed = self._sealed(client, claimed.connection, renewed)
-        kept = None
-        try:
-            kept = await self._keep(claimed, sealed)
-        finally:
-            if kept is None:
-                # The platform may have withdrawn the old pair; the docs say what that means.
-                log.error("platform_token_refresh_lost", **_ids(claimed.connection))
+        kept = await self._keep(claimed, sealed)
         if kept is None:
             return LOST
+        asked.clear()
         if kept == "superseded":
             log.info("platform_token_refresh_superseded", **_ids(claimed.connection))
             return store.SUPERSEDED
@@ -123,15 +129,11 @@ class Renewer:
         )
         return OK
 
-    async def _ask(self, client: OAuthClient, claimed: Claimed) -> Renewed:
+    async def _ask(self, client: OAuthClient, claimed: Claimed, asked: asyncio.Event) -> Renewed:
         connection = claimed.connection
         try:
             secret = await sealing.open_sealed(
-                self._keyring,
-                claimed.ciphertext,
-                key_version=connection.key_version,
-                merchant_id=connection.merchant_id,
-                platform=connection.platform,
+                self._keyring, claimed.ciphertext, connection, key_version=connection.key_version
             )
         except CryptoError:
             raise RefreshError("UNDECRYPTABLE", remedy="merchant") from None
@@ -140,15 +142,10 @@ class Renewer:
         if self._clock.monotonic_s() - claimed.claimed_at_s > store.LEASE_S / 2:
             # This process stood still: before the answer came another node might ask as well.
             raise RefreshError("STALLED")
-        return await client.renew(connection, secret)
+        return await client.renew(connection, secret, sending=asked.set)
 
     def _sealed(self, client: OAuthClient, connection: ShopConnection, renewed: Renewed) -> Sealed:
-        ciphertext, key_version = sealing.seal(
-            self._keyring,
-            renewed.secret,
-            merchant_id=connection.merchant_id,
-            platform=connection.platform,
-        )
+        ciphertext, key_version = sealing.seal(self._keyring, renewed.secret, connection)
         is_short = renewed.lifetime_s < 2 * client.settings.refresh_before_s
         pause = timedelta(seconds=max(MIN_PAUSE_S, renewed.lifetime_s / 2))
         return Sealed(
@@ -238,6 +235,11 @@ def back_off_s(error: RefreshError, *, failures: int, expired_for_s: float) -> f
         shortest_s, longest_s = LONG_PAUSE_S[error.remedy]
         pause_s = min(max(expired_for_s, shortest_s), longest_s) * _random.uniform(0.9, 1.0)
     return max(pause_s, error.retry_after_s or 0.0)
+
+
+def _lose(connection: ShopConnection) -> None:
+    """The platform may have withdrawn the old pair; the docs say what that means."""
+    log.error("platform_token_refresh_lost", **_ids(connection))
 
 
 def _ids(connection: ShopConnection) -> dict[str, str]:

@@ -151,11 +151,18 @@ class Refresher:
         await asyncio.wait({flight})
         return not flight.cancelled() and flight.result()
 
-    async def stop(self, timeout_s: float) -> None:
-        """Begin nothing more, wait for the flights, and cut off what lasts longer."""
+    def pause(self) -> None:
+        """Claim nothing more and refuse new readers, for good; what is claimed goes on.
+
+        For the beginning of the drain, whose end may come before that of what begins in it.
+        """
         self._stopping.set()
         for lane in self._lanes.values():
             lane.changed.set()
+
+    async def stop(self, timeout_s: float) -> None:
+        """`pause`, wait for the flights, and cut off what lasts longer."""
+        self.pause()
         if self._group is None:
             return
         with contextlib.suppress(TimeoutError):

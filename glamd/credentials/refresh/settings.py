@@ -123,7 +123,8 @@ class OAuthSettings:
             port = parts.port
         except ValueError:
             return "cannot be read"
-        placeholders = int(parts.hostname == DOMAIN)
+        # `hostname` is in lower case, in which another spelling would pass for the placeholder.
+        placeholders = int(parts.hostname == DOMAIN and DOMAIN in self.token_url)
         if any(self.token_url.count(brace) != placeholders for brace in "{}"):
             return f"may hold {DOMAIN} as its whole host, and no other placeholder"
         if "@" in parts.netloc or parts.fragment:

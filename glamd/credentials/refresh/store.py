@@ -98,7 +98,7 @@ SET ciphertext = $4, key_version = $5, expires_at = $6, scopes = coalesce($7, sc
     refresh_claim = nullif(refresh_claim, $2),
     refresh_claim_until = CASE WHEN refresh_claim <> $2 THEN refresh_claim_until END,
     refresh_failures = 0, refresh_error = NULL, refresh_not_before = $8,
-    refreshed_at = $9, updated_at = $9
+    refreshed_at = $9, updated_at = $9, older_updated_at = NULL
 WHERE token_id = $1 AND (refresh_claim = $2 OR generation = $3)
 RETURNING generation
 """

@@ -13,7 +13,14 @@ from uuid import UUID
 import pytest
 from click.testing import Result
 
-from glamd.admin.cli_credentials import BATCH_LIMIT, FIELDS, HEALTHS, PLATFORMS
+from glamd.admin.cli_credentials import (
+    BATCH_LIMIT,
+    FIELDS,
+    HEALTHS,
+    HOLD_H,
+    HOLD_LIMIT_H,
+    PLATFORMS,
+)
 from glamd.credentials import model
 from glamd.credentials.importing import older, service
 from glamd.credentials.service import PlatformTokens
@@ -76,6 +83,7 @@ def test_what_glamctl_knows_by_itself_is_what_the_daemon_knows() -> None:
     assert get_args(model.Health) == HEALTHS
     assert set(older.LIMITS) == set(FIELDS)
     assert service.BATCH_LIMIT == BATCH_LIMIT
+    assert (service.HOLD_H, service.HOLD_LIMIT_H) == (HOLD_H, HOLD_LIMIT_H)
 
 
 class TestRefusals:
@@ -120,6 +128,11 @@ class TestRefusals:
                 {"rows": [{"access_count": 7}]},
                 (422, "VALIDATION_ERROR", ["rows.0.access_count"]),
             ),
+            (
+                "POST /v1/credentials/import",
+                {"rows": [{}], "hold_renewal_h": 145},
+                (422, "VALIDATION_ERROR", ["hold_renewal_h"]),
+            ),
             ("POST /v1/jwt/revocations", {}, (422, "VALIDATION_ERROR", ["jti"])),
             (
                 "POST /v1/jwt/revocations",
@@ -130,7 +143,7 @@ class TestRefusals:
             ("POST /v1/jwt/revocations", {"kid": "k" * 257}, (422, "VALIDATION_ERROR", ["kid"])),
             ("POST /v1/jwt/revocations", {"kid": "a\nb"}, (422, "VALIDATION_ERROR", ["kid"])),
         ],
-        ids=range(21),
+        ids=range(22),
     )
     async def test_a_wrong_request_is_a_problem(
         self, running: AdminWorld, asked: str, body: object, expected: tuple[int, str, list[str]]
@@ -146,12 +159,15 @@ class TestRefusals:
             ("credentials", "show"),
             ("credentials", "show", str(MERCHANT), "etsy"),
             ("credentials", "show", str(MERCHANT), "--log", "0"),
+            ("credentials", "show", str(MERCHANT), "--log", "2", "--before", "0"),
+            ("credentials", "show", str(MERCHANT), "--before", "7"),
             IMPORT,
             (*IMPORT, "--from-url", "postgresql://a/b", "--from-file", "setup.cfg"),
             (*IMPORT, "--from-file", "no-such-file"),
             (*IMPORT, "--from-file", "/dev/null"),
             (*IMPORT, "--from-url-file", "setup.cfg"),
             (*IMPORT, "--from-url", "postgresql://a/b", "--batch", "501"),
+            (*IMPORT, "--from-url", "postgresql://a/b", "--hold-renewal", "145"),
             (*IMPORT, "--from-url", "postgresql://a/b", "--column", "domain"),
             (*IMPORT, "--from-url", "postgresql://a/b", "--column", "shop=domain"),
             ("jwt", "revoke", "--yes"),
@@ -264,6 +280,24 @@ class TestShow:
         assert "SERVICE_NOT_ALLOWED" in text
         assert "order-77" in text
         assert text.count("key version") == 2
+
+    async def test_the_access_log_goes_back_as_far_as_there_are_rows(
+        self, running: AdminWorld, credentials: FakeCredentials
+    ) -> None:
+        credentials.all = [connection()]
+        credentials.log = [access(n) for n in range(1, 451)]
+        show = ("credentials", "show", str(MERCHANT), "--log", "200")
+        text = done(await running.glamctl(*show))
+        assert "Older rows: --before 251" in text
+        ids: list[int] = []
+        before: tuple[str, ...] = ()
+        for _ in range(3):
+            found = json.loads(done(await running.glamctl(*show, *before, "--json")))
+            ids += [one["id"] for one in found["access_log"]]
+            before = ("--before", str(found["access_log_next"]))
+        assert ids == list(range(450, 0, -1))
+        assert found["access_log_next"] is None
+        assert "Older rows" not in done(await running.glamctl(*show, "--before", "50"))
 
 
 class TestRevocation:

@@ -198,6 +198,85 @@ class TestSources:
         assert "There are the columns uid, domain" in line
 
 
+class TestAnotherSource:
+    """The place where an import stands is one in its source, and means nothing in another."""
+
+    async def test_a_database_after_a_file_is_gone_through_from_its_beginning(
+        self, site: Site, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "rows.jsonl"
+        file.write_text("\n".join(json.dumps(row(number)) for number in range(5)))
+        assert "another source" not in (await site.run("--from-file", file)).stdout
+        await fill(site, *(row(number) for number in range(5, 45)))
+        tried = answer(await site.run("--dry-run", "--json"))
+        assert (some(tried), tried["other_source"]) == ({"taken": 40}, True)
+        result = await site.run()
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert "another source" in result.stdout
+        assert await site.taken() == {older_id(number) for number in range(45)}
+        again = answer(await site.run("--json"))
+        assert (again["rows"], again["other_source"]) == (0, False)
+
+    async def test_another_table_of_the_same_database_is_another_source(self, site: Site) -> None:
+        await execute(
+            site.older_url,
+            "DROP TABLE IF EXISTS more; CREATE TABLE more (LIKE platform_tokens INCLUDING ALL)",
+        )
+        await fill(site, *(row(number) for number in range(20)))
+        await fill(site, *(row(number) for number in range(20, 40)), table="more")
+        for table in ("platform_tokens", "more"):
+            assert some(answer(await site.run("--table", table, "--json"))) == {"taken": 20}
+
+    async def test_a_file_that_grew_or_changed_is_gone_through_again(
+        self, site: Site, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "rows.jsonl"
+        rows = [row(number) for number in range(1, 8)]
+        file.write_text("\n".join(json.dumps(one) for one in rows[:2]))
+        assert some(answer(await site.run("--from-file", file, "--json"))) == {"taken": 2}
+        # The last row of the first run stands again behind those that it has not seen.
+        file.write_text("\n".join(json.dumps(one) for one in [*rows, rows[1]]))
+        found = answer(await site.run("--from-file", file, "--batch", "2", "--json"))
+        assert some(found) == {"taken": 5, "already": 3}
+        assert await site.taken() == {older_id(number) for number in range(1, 8)}
+
+    async def test_an_id_that_stands_twice_in_a_file_hides_no_row_from_a_run_that_goes_on(
+        self, site: Site, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "rows.jsonl"
+        rows = [row(number) for number in range(1, 8)]
+        file.write_text("\n".join(json.dumps(one) for one in [*rows, rows[1]]))
+        site.gate.lose_answer_at = 1
+        one_line(await site.run("--from-file", file, "--batch", "2"))
+        site.gate.lose_answer_at = None
+        found = answer(await site.run("--from-file", file, "--batch", "2", "--json"))
+        assert some(found) == {"taken": 7, "already": 1}
+
+
+class TestCutOver:
+    """The older service runs on while its rows are imported, and is switched off then."""
+
+    async def test_what_was_replaced_there_meanwhile_comes_with_the_second_run(
+        self, site: Site
+    ) -> None:
+        await fill(site, row(1), row(2))
+        first = await site.run()
+        assert "renewal waits for 24 hours" in first.stdout
+        held = await site.vault.connection(merchant_id(2), "shopify")
+        assert held.refresh_not_before is not None
+        await execute(
+            site.older_url,
+            f"UPDATE platform_tokens SET encrypted_token = '{sealed({'access_token': CANARY})}',"
+            f" updated_at = now() WHERE id = '{older_id(1)}'",
+        )
+        last = await site.run("--restart", "--hold-renewal", "0", "--json")
+        assert some(answer(last)) == {"updated": 1, "already": 1}
+        reading = await site.vault.read(merchant_id(1), platform=None, accessor=READER)
+        assert reading.tokens[0].secret.data == {"access_token": CANARY}
+        free = await site.vault.connection(merchant_id(2), "shopify")
+        assert free.refresh_not_before is None
+
+
 class TestManyRows:
     """2,000 rows, and runs that end before they are through."""
 

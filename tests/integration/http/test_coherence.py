@@ -358,6 +358,38 @@ class TestCors:
         found = [(await wire.ask(head)).status for _ in range(6)]
         assert found == [204] * 5 + [429]
 
+    @pytest.mark.parametrize(
+        ("data", "status", "code"),
+        [
+            (b"GET /page HTTP/1.1\r\nHost: x\r\nX:\x00a\r\n\r\n", 400, "BAD_REQUEST"),
+            (b"GET /page\r\n\r\n", 400, "BAD_REQUEST"),
+            (b"\x16\x03\x01\x02\x00", 400, "BAD_REQUEST"),
+            (
+                b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+                400,
+                "BAD_REQUEST",
+            ),
+            (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", 414, "URI_TOO_LONG"),
+            (
+                b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 9000 + b"\r\n\r\n",
+                431,
+                "HEADERS_TOO_LARGE",
+            ),
+        ],
+        ids=["nul", "no-version", "tls", "two-lengths", "long-line", "long-header"],
+    )
+    async def test_what_is_no_http_is_refused_as_without_origins(
+        self, wire: Wire, data: bytes, status: int, code: str
+    ) -> None:
+        with structlog.testing.capture_logs() as logs:
+            await wire.send(data)
+            reply = await wire.reply()
+            assert await wire.closed()
+        assert (reply.status, reply.json["code"]) == (status, code)
+        assert reply.headers["vary"] == "origin"
+        assert "access-control-allow-origin" not in reply.headers
+        assert [entry for entry in logs if entry["log_level"] == "error"] == []
+
     async def test_an_unknown_path_has_no_preflight(self, wire: Wire) -> None:
         head = "\n".join(("OPTIONS /nowhere HTTP/1.1", f"Origin: {ORIGIN}", *self.PREFLIGHT))
         assert (await wire.ask(head)).status == 404

@@ -2,8 +2,11 @@
 
 import asyncio
 import socket
+import ssl
+from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from glamd.errors import ConfigError
 from glamd.http.tls import api_tls, worker_tls
@@ -48,6 +51,36 @@ async def test_a_request_that_does_not_end_does_not_hold_up_the_stop(world: Worl
         async with asyncio.timeout(SHORT_S):
             await server.stop(0.2)
         assert await busy.closed()
+
+
+async def test_a_client_that_never_hangs_up_is_cut_off_at_the_stop(
+    world: World, tmp_path: Path
+) -> None:
+    files = Authority(tmp_path, "ca").issue("server")
+    server = world.api_server()
+    context = api_tls(certificate=files.certificate, key=files.key)
+    port = await server.start("127.0.0.1", 0, context)
+
+    def hold() -> ssl.SSLSocket:
+        # With TLS both sides say goodbye; a blocking socket that nobody reads says nothing.
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        held = context.wrap_socket(socket.create_connection(("127.0.0.1", port), SHORT_S))
+        held.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert held.recv(4096).startswith(b"HTTP/1.1 200")
+        return held
+
+    with await asyncio.to_thread(hold):
+        before = cut("stopping")
+        async with asyncio.timeout(SHORT_S):
+            await server.stop(0.2)
+        assert cut("stopping") == before + 1
+
+
+def cut(reason: str) -> float:
+    """How many connections of the api listener were cut for this reason."""
+    labels = {"listener": "api", "reason": reason}
+    return REGISTRY.get_sample_value("glamd_http_connections_cut_total", labels) or 0.0
 
 
 async def test_an_address_that_is_taken_is_a_mistake_of_the_configuration(

@@ -1,6 +1,7 @@
 """What was sealed for one row opens there and nowhere else, and no error shows what was in it."""
 
 import os
+from dataclasses import replace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -18,6 +19,7 @@ from tests.support.platform_vault import CANARY, new_token
 
 MERCHANT = UUID("6f1d0a52-5b0e-4a54-9f0a-0d7c0a1f2b3c")
 SECRET = Secret({"access_token": CANARY})
+PLACE = new_token(MERCHANT)
 
 
 class OneKey(Keyring[DataKey]):
@@ -40,7 +42,7 @@ class OneKey(Keyring[DataKey]):
 
 def sealed(ring: OneKey, secret: Secret = SECRET) -> bytes:
     """The secret of MERCHANT's shopify token."""
-    ciphertext, version = sealing.seal(ring, secret, merchant_id=MERCHANT, platform="shopify")
+    ciphertext, version = sealing.seal(ring, secret, PLACE)
     assert version == ring.key.version
     return ciphertext
 
@@ -49,29 +51,45 @@ def sealed(ring: OneKey, secret: Secret = SECRET) -> bytes:
 def test_another_merchants_row_does_not_open_it(merchant_id: UUID) -> None:
     ring = OneKey()
     with pytest.raises(CryptoError):
-        sealing.open_under(ring.key, sealed(ring), merchant_id=merchant_id, platform="shopify")
+        sealing.open_under(ring.key, sealed(ring), replace(PLACE, merchant_id=merchant_id))
 
 
 @pytest.mark.parametrize("platform", [each for each in PLATFORMS if each != "shopify"])
 def test_another_platforms_row_does_not_open_it(platform: Platform) -> None:
     ring = OneKey()
     with pytest.raises(CryptoError):
-        sealing.open_under(ring.key, sealed(ring), merchant_id=MERCHANT, platform=platform)
+        sealing.open_under(ring.key, sealed(ring), replace(PLACE, platform=platform))
+
+
+@pytest.mark.parametrize(
+    ("shop_id", "domain"),
+    [
+        (PLACE.platform_shop_id, "thief.example"),
+        ("thief.example", PLACE.domain),
+        (PLACE.domain, PLACE.platform_shop_id),
+        # The same letters in a row, divided in another way.
+        (PLACE.platform_shop_id + PLACE.domain[:1], PLACE.domain[1:]),
+        ("", PLACE.platform_shop_id + PLACE.domain),
+    ],
+)
+def test_a_row_that_names_another_shop_does_not_open_it(shop_id: str, domain: str) -> None:
+    ring = OneKey()
+    elsewhere = replace(PLACE, platform_shop_id=shop_id, domain=domain)
+    with pytest.raises(CryptoError):
+        sealing.open_under(ring.key, sealed(ring), elsewhere)
 
 
 def test_the_same_key_under_another_versions_name_does_not_open_it() -> None:
     ring = OneKey()
     renamed = DataKey("v2", ring.key.sealer, ring.key.kcv)
     with pytest.raises(CryptoError):
-        sealing.open_under(renamed, sealed(ring), merchant_id=MERCHANT, platform="shopify")
+        sealing.open_under(renamed, sealed(ring), PLACE)
 
 
 async def test_a_version_that_is_gone_is_a_crypto_error() -> None:
     ring = OneKey()
     with pytest.raises(CryptoError):
-        await sealing.open_sealed(
-            ring, sealed(ring), key_version="v0", merchant_id=MERCHANT, platform="shopify"
-        )
+        await sealing.open_sealed(ring, sealed(ring), PLACE, key_version="v0")
 
 
 @given(st.data())
@@ -85,18 +103,26 @@ def test_no_flipped_bit_and_no_cut_goes_unnoticed(data: st.DataObject) -> None:
         whole[bit // 8] ^= 1 << bit % 8
         broken = bytes(whole)
     with pytest.raises(CryptoError) as caught:
-        sealing.open_under(ring.key, broken, merchant_id=MERCHANT, platform="shopify")
+        sealing.open_under(ring.key, broken, PLACE)
     assert CANARY not in repr(caught.value)
 
 
 @pytest.mark.parametrize("clear", [b'["%s"]', b'"%s"', b"null", b'{"%s', b"", b"\xff%s", b"1"])
 def test_what_is_sealed_well_and_is_no_token_shows_nothing_of_itself(clear: bytes) -> None:
     ring = OneKey()
-    place = f"platform-token|{MERCHANT}|shopify|v1".encode()
+    parts = (
+        b"platform-token",
+        str(MERCHANT).encode(),
+        b"shopify",
+        b"67890",
+        b"shop.example",
+        b"v1",
+    )
+    place = b"".join(len(part).to_bytes(4) + part for part in parts)
     text = clear % CANARY.encode() if b"%s" in clear else clear
     ciphertext = ring.key.sealer.seal(text, associated_data=place)
-    with pytest.raises(CryptoError) as caught:
-        sealing.open_under(ring.key, ciphertext, merchant_id=MERCHANT, platform="shopify")
+    with pytest.raises(CryptoError, match="is none") as caught:
+        sealing.open_under(ring.key, ciphertext, PLACE)
     # A JSON error carries the document that it could not read.
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
@@ -122,9 +148,7 @@ def json_values() -> st.SearchStrategy[Any]:
 @given(st.dictionaries(st.text(), json_values(), min_size=1, max_size=4))
 def test_what_is_sealed_comes_back_as_it_was(data: dict[str, Any]) -> None:
     ring = OneKey()
-    opened = sealing.open_under(
-        ring.key, sealed(ring, Secret(data)), merchant_id=MERCHANT, platform="shopify"
-    )
+    opened = sealing.open_under(ring.key, sealed(ring, Secret(data)), PLACE)
     assert orjson.dumps(dict(opened.data)) == orjson.dumps(data)
 
 

@@ -286,3 +286,9 @@ def test_what_somebody_must_mend_is_asked_for_the_more_rarely_the_longer_it_is_d
         RefreshError("INVALID_GRANT", remedy=remedy), failures=1, expired_for_s=expired_for_s
     )
     assert 0.9 * most <= pause <= most
+
+
+def test_an_answer_does_not_show_the_pair_that_is_in_it() -> None:
+    answer = RawAnswer(status=200, retry_after=None, body=orjson.dumps(GOOD))
+    assert "new-access" not in repr(answer)
+    assert "new-refresh" not in str(answer)

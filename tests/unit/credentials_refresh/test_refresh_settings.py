@@ -118,6 +118,9 @@ def test_a_fixed_endpoint_is_the_same_for_every_shop(connection: Connect) -> Non
         "https://{domain}/{domain}",
         "https://{domain}@evil.example/token",
         "https://{domain}/{token}",
+        "https://{DOMAIN}/token",
+        "https://{Domain}:8443/token",
+        "https://{DOMAIN}/{domain}",
     ],
 )
 def test_an_endpoint_that_could_leak_or_fails_for_sure_is_a_wrong_setting(url: str) -> None:

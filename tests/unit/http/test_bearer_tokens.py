@@ -198,6 +198,10 @@ class TestClaims:
             {"scope": 7},
             {"scope": "bff:call\tadmin"},
             {"shop": "\ud800.example"},
+            {"shop": "\u212ashop.example"},
+            {"shop": "\u212ashop.example", "merchant_id": None},
+            {"shop": "schöner.example", "merchant_id": None},
+            {"shop": None, "sub": "\u212ashop.example", "merchant_id": None},
             {"sub": "a\nb"},
             {"jti": 7},
             {"jti": ["a"]},
@@ -212,6 +216,25 @@ class TestClaims:
         payload = json.dumps(claims(**change)).encode()
         with pytest.raises(UnauthenticatedError):
             await door.knock(signed_with({}, payload))
+
+    async def test_a_sign_that_becomes_a_letter_is_nobodys_domain(self, door: Door) -> None:
+        door.shops.merchants["kshop.example"] = OTHER_MERCHANT
+        sign = "\u212ashop.example"
+        for token in (
+            client_jwt(merchant_id=None, shop=sign),
+            client_jwt(merchant_id=None, shop=None, sub=sign),
+        ):
+            with pytest.raises(UnauthenticatedError):
+                await door.knock(token)
+        assert door.shops.asked == []
+        ascii_only = await door.knock(client_jwt(merchant_id=None, shop="KSHOP.example"))
+        assert isinstance(ascii_only, Client)
+        assert ascii_only.merchant_id == OTHER_MERCHANT
+
+    async def test_a_subject_that_can_be_no_domain_is_no_shop(self, door: Door) -> None:
+        found = await door.knock(client_jwt(shop=None, sub="Zoë"))
+        assert isinstance(found, Client)
+        assert (found.merchant_id, found.shop) == (MERCHANT, None)
 
     async def test_a_service_is_claimed_or_the_subject(self, door: Door) -> None:
         assert (await door.knock(internal_jwt())).name == "settler"

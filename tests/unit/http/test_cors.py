@@ -3,7 +3,8 @@
 import pytest
 
 from glamd.errors import ConfigError
-from glamd.http.cors import MAX_ORIGINS, Cors
+from glamd.http.cors import Cors
+from glamd.origins import MAX_ORIGINS
 
 
 @pytest.mark.parametrize(
@@ -14,6 +15,7 @@ from glamd.http.cors import MAX_ORIGINS, Cors
         "",
         "https://*",
         "https://*.example.com",
+        "https://a_b.example",
         "https://shop.example/",
         "https://shop.example/path",
         "https://shop.example?x",

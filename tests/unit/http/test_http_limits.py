@@ -29,6 +29,17 @@ class TestRateLimiter:
         clock.advance(0.11)
         assert limiter.take("a") == 0
 
+    def test_looking_takes_nothing_and_remembers_nobody(self) -> None:
+        clock = ManualClock()
+        limiter = RateLimiter(rate_per_s=0.1, burst=1, clock=clock, buckets=1)
+        assert [limiter.peek("a") for _ in range(3)] == [0, 0, 0]
+        assert limiter.take("a") == 0
+        # Whoever is looked at takes no place of those that are held to something.
+        assert limiter.peek("b") == 0
+        assert [limiter.peek("a"), limiter.take("a"), limiter.peek("a")] == [10, 10, 10]
+        clock.advance(10)
+        assert [limiter.peek("a"), limiter.peek("a"), limiter.take("a")] == [0, 0, 0]
+
     def test_a_long_pause_gives_a_burst_and_no_more(self) -> None:
         clock = ManualClock()
         limiter = RateLimiter(rate_per_s=100, burst=2, clock=clock)

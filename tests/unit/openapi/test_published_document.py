@@ -91,7 +91,7 @@ def parts(part: object, name: str = "") -> Iterator[tuple[str, object]]:
 
 def test_the_checked_in_document_is_the_one_that_the_code_makes() -> None:
     assert CHECKED_IN.read_bytes() == openapi.published(), (
-        f"docs/openapi.json is not of this code any more. Write it anew: {openapi.COMMAND}"
+        "docs/openapi.json is not of this code any more. Write it anew: make docs"
     )
 
 

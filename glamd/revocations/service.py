@@ -85,7 +85,6 @@ class Revocations:
         # A connection of its own: a pool that is used up must not keep a stolen token alive.
         async with self._database.dedicated() as connection:
             while True:
-                await asyncio.sleep(self._interval_s)
                 try:
                     await self._look(connection)
                 except TransientError as error:
@@ -93,6 +92,7 @@ class Revocations:
                     log.warning("revocations_unread", code=error.code)
                     # Another server may have taken over, with less than we had read.
                     self._whole_at_s = float("-inf")
+                await asyncio.sleep(self._interval_s)
 
     async def revoke(
         self, kind: Kind, value: str, *, by: str, expires_at: datetime | None = None

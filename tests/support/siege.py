@@ -28,8 +28,13 @@ PACE_S: Final = 0.01
 """How long the good customer pauses between two taps; nothing is awaited by this."""
 
 COUNTER_BLOCK: Final = 10_000
-WARM_REQUESTS: Final = 40
-"""More at once than the database pool has connections, so that all of them are open before."""
+POOL_SIZE: Final = 8
+"""Connections of the daemon's database pool: `database.pool_size`, which no test here changes."""
+
+_WAITING: Final = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
 
 TELLTALES: Final = (
     *("Traceback", "never retrieved", "never awaited", "was destroyed but it is pending"),
@@ -186,8 +191,16 @@ async def besieged(
 
 
 async def _warm(site: Site) -> None:
-    """Open what stays open."""
-    await asyncio.gather(*(_listed(site) for _ in range(WARM_REQUESTS)))
+    """Open what stays open: every connection that the daemon's pool may have, and one of ours."""
+    async with site.database.transaction() as holder:
+        await holder.execute("LOCK TABLE cde.payment_tokens IN ACCESS EXCLUSIVE MODE")
+        asked = [asyncio.create_task(_listed(site)) for _ in range(POOL_SIZE)]
+
+        async def all_wait() -> bool:
+            return bool(await site.database.fetchval(_WAITING) == POOL_SIZE)
+
+        await eventually(all_wait)
+    await asyncio.gather(*asked)
     async with site.worker.get("/readyz") as ready:
         assert ready.status == 200
 

@@ -36,7 +36,8 @@ from glamd.http.routes import RouteTable
 
 SOCKET_MODE = 0o660
 STOP_TIMEOUT_S = 5.0
-LIMITS = HttpLimits(connections=64)
+LIMITS = HttpLimits(connections=64, handler_timeout_s=4 * 3600.0)
+"""A walk of the whole audit chain may take hours; an operator who waits no longer hangs up."""
 
 
 class AdminServer:

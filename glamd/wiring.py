@@ -20,7 +20,6 @@ from glamd.credentials.refresh.settings import OAuthSettings
 from glamd.crypto import x509
 from glamd.errors import ConfigError
 from glamd.http import tls
-from glamd.http.cors import Cors
 from glamd.http.jwks import PublicKey, read_jwks
 from glamd.payments.model import Grant
 
@@ -131,8 +130,6 @@ def check(settings: config.Settings) -> None:
     """
     jwt_keys(settings.auth)
     oauth(settings)
-    if settings.http.cors_origins:
-        Cors(settings.http.cors_origins)
 
 
 def oauth(settings: config.Settings) -> list[OAuthSettings]:

@@ -5,11 +5,11 @@ from uuid import UUID
 
 from glamd.errors import FieldError, InputError, NotFoundError
 from glamd.http.call import Call
+from glamd.ids import as_uuid
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
@@ -26,9 +26,10 @@ def uuid_in_query(call: Call, name: str) -> UUID | None:
     text = call.request.query.get(name)
     if text is None:
         return None
-    if not _UUID.fullmatch(text):
+    found = as_uuid(text)
+    if found is None:
         raise wrong(name, "It is no UUID.")
-    return UUID(text)
+    return found
 
 
 def id_in_query(call: Call, name: str) -> str | None:
@@ -41,10 +42,10 @@ def id_in_query(call: Call, name: str) -> str | None:
 
 def merchant_in_path(call: Call) -> UUID:
     """The path's merchant id; what is no UUID is nobody's. Raises `NotFoundError`."""
-    text = call.params["merchant_id"]
-    if not _UUID.fullmatch(text):
+    merchant_id = as_uuid(call.params["merchant_id"])
+    if merchant_id is None:
         raise NotFoundError("There is no such merchant.", code="MERCHANT_NOT_FOUND")
-    return UUID(text)
+    return merchant_id
 
 
 def device_in_path(call: Call) -> str:

@@ -25,6 +25,7 @@ from glamd.http.identity import Client, Identity, Internal
 from glamd.http.jwks import PublicKey
 from glamd.http.jws import RefusedTokenError, refused, take_apart
 from glamd.http.signers import HS256, Signers, TokenKind
+from glamd.ids import as_uuid
 from glamd.merchants.store import Merchant
 from glamd.revocations.service import is_revocable
 
@@ -37,7 +38,6 @@ MAX_CACHED: Final = 10_000
 # A cached token is looked at anew now and then, so that a shop that moved to another merchant is.
 MAX_CACHED_S: Final = 300
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
 
 log = structlog.get_logger()
@@ -219,13 +219,15 @@ class Authenticator:
 
     async def _merchant(self, claimed: str | None, shop: str | None) -> UUID:
         if claimed is not None:
-            if not _UUID.fullmatch(claimed):
+            merchant_id = as_uuid(claimed)
+            if merchant_id is None:
                 raise refused("claims", "has a merchant id that is no UUID")
-            return UUID(claimed)
+            return merchant_id
         if shop is None:
             raise refused("claims", "names no merchant")
-        if _UUID.fullmatch(shop):
-            return UUID(shop)
+        merchant_id = as_uuid(shop)
+        if merchant_id is not None:
+            return merchant_id
         try:
             return (await self._merchant_by_domain(shop.lower())).merchant_id
         except NotFoundError:

@@ -5,7 +5,6 @@ here logs a body or an answer. How a token is kept, and that each access has its
 credentials room's; a request that is refused before it gets there has its row from `refused`.
 """
 
-import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
@@ -43,6 +42,7 @@ from glamd.http.platform_token_models import (
 from glamd.http.routes import Route, client, internal
 from glamd.http.services import PlatformVault
 from glamd.idempotency import Keep
+from glamd.ids import as_uuid
 
 DOMAIN_MISMATCH: Final = "DOMAIN_MISMATCH"
 
@@ -52,8 +52,6 @@ DELETE_PATH: Final = "/api/v1/tokens/{merchant_id}/{platform}"
 
 _ACTIONS: Final[dict[str, Action]] = {READ_PATH: "read", DELETE_PATH: "delete"}
 """What a refused request wanted, on the paths that say to whose tokens."""
-
-_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class PlatformTokenRoutes:
@@ -198,10 +196,10 @@ def _accessor(call: Call) -> Accessor:
 
 def _merchant_of(call: Call) -> UUID:
     """The path's merchant; what can be none is not there."""
-    text = call.params["merchant_id"]
-    if not _UUID.fullmatch(text):
+    merchant_id = as_uuid(call.params["merchant_id"])
+    if merchant_id is None:
         raise NotFoundError("There is no such merchant.")
-    return UUID(text)
+    return merchant_id
 
 
 def _platform_of(call: Call) -> Platform:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 
 from glamd.credentials.model import PLATFORMS, TOKEN_TYPES, NewToken, Platform, Secret, TokenType
 from glamd.errors import CryptoError, FieldError, InputError
+from glamd.ids import as_uuid
 
 ROUNDS: Final = 100_000
 SALT: Final = b"token-service-salt"
@@ -64,7 +65,6 @@ _FERNET_START: Final = b"gAAAAA"
 _MOST: Final = 2**63 - 1
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+={0,2}", re.ASCII)
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 # The last label begins with a letter, so that no address passes for a host name.
 _DOMAIN = re.compile(rf"(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])?")
@@ -164,7 +164,7 @@ def read_row(row: OlderRow, key: OlderKey) -> OlderToken:
 def uuid_of(row: OlderRow, name: str) -> UUID | None:
     """A UUID of a row that may be wrong in any way, for naming the row."""
     value = row.get(name)
-    return UUID(value) if isinstance(value, str) and _UUID.fullmatch(value) else None
+    return as_uuid(value) if isinstance(value, str) else None
 
 
 def platform_of(row: OlderRow) -> Platform | None:
@@ -204,10 +204,10 @@ class _Fields:
 
     def uuid(self, name: str) -> UUID:
         text = self.text(name)
-        if text and not _UUID.fullmatch(text):
+        found = as_uuid(text)
+        if text and found is None:
             self._is_wrong(name, "It is no UUID.")
-            text = ""
-        return UUID(text) if text else UUID(int=0)
+        return found or UUID(int=0)
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
         text = self.text(name)

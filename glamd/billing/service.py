@@ -1,0 +1,268 @@
+"""Trials and purchases as the rest of glamd sees them.
+
+How a purchase begins stands in `checkouts`, what platforms say of it later takes effect in
+`settlement`. Whose merchant a caller may name, and which HTTP status an error has, is decided
+above.
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+import structlog
+from prometheus_client import Counter
+
+from glamd.billing import store
+from glamd.billing.checkouts import Checkouts
+from glamd.billing.model import (
+    PLATFORMS,
+    TRIAL_STARTED,
+    BillingSettings,
+    MerchantNotFoundError,
+    Outcome,
+    Overview,
+    Purchase,
+    PurchaseNotFoundError,
+    PurchasePage,
+    Record,
+    Report,
+    Trial,
+    TrialAlreadyUsedError,
+    TrialStarted,
+    trial_of,
+)
+from glamd.billing.platforms.interface import Platform
+from glamd.billing.settlement import Settlement, ShopOf
+from glamd.clock import Clock
+from glamd.db import Connection, Database
+from glamd.errors import FieldError, InputError
+from glamd.idempotency import Keep
+from glamd.ledger.model import Command, DuplicateTransactionError
+from glamd.ledger.service import Ledger
+from glamd.outbox import Outbox
+
+PAGE_LIMIT: Final = 200
+RECENT: Final = 5
+"""Purchases in an overview."""
+
+TRIAL_REFERENCE_TYPE: Final = "trial"
+_CURSOR_LIMIT_CHARS: Final = 128
+
+log = structlog.get_logger()
+
+_TRIALS: Final = Counter("glamd_billing_trials_total", "Trials by what happened.", ["event"])
+
+
+class Billing:
+    """The trials and purchases of all merchants.
+
+    `platforms` are those that are configured; the others of the contract refuse. `shop_of` gives a
+    merchant's shop.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        ledger: Ledger,
+        platforms: Sequence[Platform],
+        shop_of: ShopOf,
+        clock: Clock,
+        settings: BillingSettings,
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._clock = clock
+        self._settings = settings
+        self._outbox = Outbox("glam")
+        self._checkouts = Checkouts(
+            database, platforms=platforms, shop_of=shop_of, clock=clock, settings=settings
+        )
+        self.settlement = Settlement(database, ledger=ledger, shop_of=shop_of, clock=clock)
+
+    async def merchant_created(self, connection: Connection, merchant_id: UUID) -> bool:
+        """Make the merchant's empty record, in this transaction; False where there is one."""
+        return await store.open_record(connection, merchant_id, self._clock.now())
+
+    # ---- trials
+
+    async def overview(self, merchant_id: UUID) -> Overview:
+        """What the merchant has had. Raises MerchantNotFoundError."""
+        async with self._database.connection() as connection:
+            record = await _record(connection, merchant_id)
+            recent = await store.purchases_at(connection, merchant_id, offset=0, limit=RECENT)
+        return Overview(
+            trial=trial_of(record, self._clock.now()),
+            credits_purchased=record.credits_purchased,
+            last_purchase_at=record.last_purchase_at,
+            recent_purchases=tuple(recent),
+        )
+
+    async def trial(self, merchant_id: UUID) -> Trial:
+        """The merchant's trial. Raises MerchantNotFoundError."""
+        async with self._database.connection() as connection:
+            return trial_of(await _record(connection, merchant_id), self._clock.now())
+
+    async def start_trial(
+        self, merchant_id: UUID, *, correlation_id: str, keep: Keep[TrialStarted] | None = None
+    ) -> TrialStarted:
+        """Begin the trial and grant its credits, in one transaction with the events of both.
+
+        Raises TrialAlreadyUsedError, also where another billing service's trial was granted;
+        MerchantNotFoundError; AccountNotFoundError; UnavailableError; what `keep` raises.
+        """
+        now = self._clock.now()
+        ends_at = now + timedelta(days=self._settings.trial_days)
+        started = TrialStarted(ends_at=ends_at, credits_granted=self._settings.trial_credits)
+        async with self._database.transaction() as connection:
+            if not await store.start_trial(connection, merchant_id, now=now, ends_at=ends_at):
+                await _record(connection, merchant_id)
+                raise TrialAlreadyUsedError
+            await self._grant_trial(connection, merchant_id, now, correlation_id)
+            await self._outbox.add(
+                connection,
+                subject=TRIAL_STARTED,
+                merchant_id=merchant_id,
+                correlation_id=correlation_id,
+                data={
+                    "merchant_id": str(merchant_id),
+                    "ends_at": ends_at.isoformat(),
+                    "credits": started.credits_granted,
+                },
+            )
+            if keep is not None:
+                await keep(connection, started)
+        self._ledger.forget(merchant_id)
+        _TRIALS.labels("started").inc()
+        log.info("trial_started", merchant_id=str(merchant_id), ends_at=ends_at.isoformat())
+        return started
+
+    async def _grant_trial(
+        self, connection: Connection, merchant_id: UUID, now: datetime, correlation_id: str
+    ) -> None:
+        command = Command(
+            merchant_id=merchant_id,
+            operation="credit",
+            amount=self._settings.trial_credits,
+            reference_type=TRIAL_REFERENCE_TYPE,
+            reference_id=f"TRIAL_GRANT_{merchant_id}",
+            description="Credits of the trial",
+            correlation_id=correlation_id,
+        )
+        try:
+            applied = await self._ledger.apply_within(connection, command, now)
+        except DuplicateTransactionError:
+            raise TrialAlreadyUsedError from None
+        if applied.replayed:
+            raise TrialAlreadyUsedError
+
+    # ---- purchases
+
+    async def purchase(
+        self,
+        merchant_id: UUID,
+        *,
+        pack: str,
+        platform: str,
+        return_url: str,
+        correlation_id: str,
+        keep: Keep[Purchase] | None = None,
+    ) -> Purchase:
+        """Begin to buy a pack; its `checkout_url` is where the merchant pays.
+
+        InputError (`INVALID_PACK`, or the field that is wrong) and NotFoundError before anything is
+        stored. After that the purchase stays, whatever is raised: as failed with PlatformError, and
+        with UnavailableError where the same may succeed later; as pending with
+        PurchaseUnansweredError, and where the database went away under it.
+        """
+        return await self._checkouts.begin(
+            merchant_id,
+            pack=pack,
+            platform=platform,
+            return_url=return_url,
+            correlation_id=correlation_id,
+            keep=keep,
+        )
+
+    async def purchases(
+        self, merchant_id: UUID, *, limit: int, page: int | None = None, cursor: str | None = None
+    ) -> PurchasePage:
+        """The merchant's purchases, newest first, by page number (from 1) or behind a cursor.
+
+        `limit` is at most PAGE_LIMIT. InputError for a cursor that is not one of ours.
+        """
+        limit = max(1, min(limit, PAGE_LIMIT))
+        if cursor is None:
+            offset = ((page or 1) - 1) * limit
+            rows = await store.purchases_at(
+                self._database, merchant_id, offset=offset, limit=limit + 1
+            )
+        else:
+            rows = await store.purchases_after(
+                self._database, merchant_id, after=_decode(cursor), limit=limit + 1
+            )
+        items = tuple(rows[:limit])
+        return PurchasePage(
+            items=items,
+            total=await store.purchase_total(self._database, merchant_id),
+            next_cursor=_encode(items[-1]) if len(rows) > limit else None,
+        )
+
+    async def purchase_of(self, merchant_id: UUID, purchase_id: UUID) -> Purchase:
+        """One of the merchant's purchases; PurchaseNotFoundError, for another merchant's too."""
+        found = await store.purchase(self._database, purchase_id)
+        if found is None or found.merchant_id != merchant_id:
+            raise PurchaseNotFoundError
+        return found
+
+    async def charge_updated(
+        self, *, charge_id: str, status: str, merchant_id: UUID, correlation_id: str
+    ) -> Outcome:
+        """What another service heard of a charge (`evt.webhook.app.purchase_updated.v1`).
+
+        PurchaseNotFoundError where the charge is not known, which may be a question of time;
+        InputError where it is another merchant's; otherwise the errors of `Settlement.settle`.
+        """
+        report = Report(charge_id=charge_id, status=status.lower(), merchant_id=merchant_id)
+        outcome = await self.settlement.settle_charge(
+            report, PLATFORMS, source="event", correlation_id=correlation_id
+        )
+        if outcome == "wrong_merchant":
+            message = "it is not the merchant of this charge"
+            raise InputError(
+                "The charge is another merchant's.", fields=(FieldError("merchant_id", message),)
+            )
+        return outcome
+
+
+async def _record(connection: Connection, merchant_id: UUID) -> Record:
+    found = await store.record(connection, merchant_id)
+    if found is None:
+        raise MerchantNotFoundError
+    return found
+
+
+def _encode(last: Purchase) -> str:
+    text = f"{last.created_at.isoformat()}|{last.purchase_id}"
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def _decode(cursor: str) -> tuple[datetime, UUID]:
+    refused = InputError(
+        "The cursor is not one of ours.", fields=(FieldError("cursor", "is not one of ours"),)
+    )
+    if len(cursor) > _CURSOR_LIMIT_CHARS:
+        raise refused
+    try:
+        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode()
+        moment, _, purchase_id = text.partition("|")
+        at = datetime.fromisoformat(moment)
+        if at.tzinfo is None:
+            raise refused
+        # A forged one can name a moment that is before year 1 or after year 9999 in UTC.
+        return at.astimezone(UTC), UUID(purchase_id)
+    except (binascii.Error, ValueError, OverflowError):
+        raise refused from None

@@ -18,8 +18,9 @@ No HTTP status, MQTT reason code or SQLSTATE stands here: the first two belong t
 the last to `glamd.db`. A message never holds a PAN, track, key, token secret or SQL text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class GlamError(Exception):
 
     default_code = "INTERNAL_ERROR"
     retryable = False
+    members: Mapping[str, object] = MappingProxyType({})
+    """What else a program may want to know, by name; as safe to show as the message."""
 
     def __init__(
         self, message: str, *, code: str | None = None, fields: Sequence[FieldError] = ()

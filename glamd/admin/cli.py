@@ -8,13 +8,16 @@ from pathlib import Path
 
 import click
 
+from glamd.admin.cli_billing import billing
 from glamd.admin.cli_common import RootGroup, Session, default_socket
 from glamd.admin.cli_credentials import credentials
 from glamd.admin.cli_daemon import actors, drain, health, log_level, status, version
 from glamd.admin.cli_db import db
 from glamd.admin.cli_devices import device
+from glamd.admin.cli_events import events
 from glamd.admin.cli_jwt import jwt
 from glamd.admin.cli_keys import keys
+from glamd.admin.cli_ledger import ledger
 from glamd.admin.cli_merchants import merchant
 from glamd.admin.cli_tokens import audit, tokens
 
@@ -35,7 +38,7 @@ from glamd.admin.cli_tokens import audit, tokens
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")
 @click.pass_context
 def glamctl(context: click.Context, socket: Path | None, as_json: bool) -> None:
-    """Command a running glamd: merchants, devices, keys, tokens, and the daemon itself."""
+    """Command a running glamd: merchants, devices, keys, tokens, money, and itself."""
     context.obj = Session(socket=socket or default_socket(), as_json=as_json)
 
 
@@ -52,6 +55,9 @@ for _command in (
     tokens,
     audit,
     credentials,
+    ledger,
+    billing,
+    events,
     jwt,
     db,
 ):

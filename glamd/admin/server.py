@@ -8,11 +8,14 @@ from pathlib import Path
 
 from glamd.admin.minting import Mint
 from glamd.admin.peers import Operators, PeerIdentity
+from glamd.admin.routes_billing import BillingAdminRoutes
 from glamd.admin.routes_credentials import CredentialRoutes
 from glamd.admin.routes_daemon import Controls, DaemonRoutes, Facts
 from glamd.admin.routes_devices import DeviceRoutes
+from glamd.admin.routes_events import EventRoutes
 from glamd.admin.routes_jwt import JwtRoutes
 from glamd.admin.routes_keys import KeyRoutes
+from glamd.admin.routes_ledger import LedgerRoutes
 from glamd.admin.routes_merchants import MerchantRoutes
 from glamd.admin.routes_tokens import TokenRoutes
 from glamd.admin.services import (
@@ -59,6 +62,9 @@ class AdminServer:
         credentials: Credentials,
         importer: OlderTokens,
         revocations: RevokedJwts,
+        money: LedgerRoutes,
+        billing: BillingAdminRoutes,
+        events: EventRoutes,
         mint: Mint | None,
         clock: Clock,
     ) -> None:
@@ -76,6 +82,9 @@ class AdminServer:
                 *TokenRoutes(tokens=tokens, audit=audit).routes(),
                 *CredentialRoutes(credentials, importer=importer, clock=clock).routes(),
                 *JwtRoutes(mint, revocations=revocations).routes(),
+                *money.routes(),
+                *billing.routes(),
+                *events.routes(),
             )
         )
         pipeline = Pipeline(

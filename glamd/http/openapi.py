@@ -13,7 +13,11 @@ from http import HTTPStatus
 from typing import Final, cast
 
 from glamd import __version__
+from glamd.billing.service import Billing
+from glamd.billing.webhooks.service import Webhooks
 from glamd.clock import Clock
+from glamd.http.billing import BillingRoutes
+from glamd.http.credits import CreditRoutes
 from glamd.http.docs_page import docs_routes
 from glamd.http.health import Health, health_routes
 from glamd.http.idempotent import Once
@@ -33,7 +37,9 @@ from glamd.http.payment_tokens import PaymentTokenRoutes
 from glamd.http.platform_tokens import PlatformTokenRoutes
 from glamd.http.routes import Access, Route
 from glamd.http.services import Detokenizer, PlatformVault, Tokens
+from glamd.http.webhooks import WebhookRoutes
 from glamd.http.worker import DecryptRoutes
+from glamd.ledger.service import Ledger
 
 _ABOUT: Final = """\
 Payment tokens and platform tokens, over two listeners. The **api listener** is for storefront back
@@ -58,6 +64,9 @@ A connection that sends slowly is closed within 10 s. Unknown parameters of a qu
 TAGS: Final = {
     "Payment tokens": "Metadata of tokens that stand for cards. No card number ever passes here.",
     "Platform tokens": "The credentials of a merchant's shop platform.",
+    "Credits": "What a merchant may use, and each time that this changed.",
+    "Billing": "Trials, and packs of credits that a merchant buys.",
+    "Webhooks": "What platforms tell of charges; they are believed by their signatures.",
     "Detokenizing": "For workers with a grant, over mutual TLS. Each look is audited first.",
     "Health": "For probes and monitoring, on every listener; nobody is asked who they are.",
     "Documentation": "This document, for programs and for people.",
@@ -170,6 +179,9 @@ def api_routes() -> tuple[Route, ...]:
         *PlatformTokenRoutes(
             cast("PlatformVault", None), once=cast("Once", None), clock=cast("Clock", None)
         ).routes(),
+        *CreditRoutes(cast("Ledger", None)).routes(),
+        *BillingRoutes(cast("Billing", None), once=cast("Once", None)).routes(),
+        *WebhookRoutes(cast("Webhooks", None), limiter=None, draining=lambda: False).routes(),
         *health_routes(cast("Health", None)),
         *docs_routes(b""),
     )

@@ -207,7 +207,9 @@ def example(refusal: Refusal) -> Json:
     }
     if errors:
         body["errors"] = errors
-    body["error"] = {"code": refusal.code, "message": detail, "details": errors}
+    members = {"balance": 2, "required": 3} if refusal.code == "INSUFFICIENT_CREDITS" else {}
+    body |= members
+    body["error"] = {"code": refusal.code, "message": detail, "details": errors, **members}
     body["meta"] = meta_example()
     return body
 

@@ -55,10 +55,15 @@ class ProblemTwin(TypedDict):
     code: str
     message: str
     details: list[FieldProblem]
+    balance: NotRequired[int]
+    required: NotRequired[int]
 
 
 class Problem(TypedDict):
-    """An error (RFC 9457): `code` is stable and for programs, `detail` is for people."""
+    """An error (RFC 9457): `code` is stable and for programs, `detail` is for people.
+
+    `balance` and `required` go with INSUFFICIENT_CREDITS.
+    """
 
     type: str
     title: str
@@ -66,6 +71,8 @@ class Problem(TypedDict):
     detail: str
     code: str
     errors: NotRequired[list[FieldProblem]]
+    balance: NotRequired[int]
+    required: NotRequired[int]
     error: ProblemTwin
     meta: Meta
 

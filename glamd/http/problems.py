@@ -47,12 +47,14 @@ _STATUS_BY_CLASS: tuple[tuple[type[GlamError], int], ...] = (
 # Codes whose status says more than their class does.
 _STATUS_BY_CODE = {
     "BAD_REQUEST": 400,
+    "INSUFFICIENT_CREDITS": 402,
     "MALFORMED_JSON": 400,
     "METHOD_NOT_ALLOWED": 405,
     "BODY_TOO_LARGE": 413,
     "URI_TOO_LONG": 414,
     "UNSUPPORTED_MEDIA_TYPE": 415,
     "HEADERS_TOO_LARGE": 431,
+    "PLATFORM_ERROR": 502,
 }
 
 
@@ -124,7 +126,9 @@ def problem(error: GlamError, *, request_id: str, correlation_id: str, now: date
     }
     if errors:
         body["errors"] = errors
-    body["error"] = {"code": code, "message": detail, "details": errors}
+    members = {} if hidden else error.members
+    body |= members
+    body["error"] = {"code": code, "message": detail, "details": errors, **members}
     body["meta"] = meta(request_id=request_id, correlation_id=correlation_id, now=now)
     return Problem(
         status=status,

@@ -6,10 +6,14 @@ Composition only: what happens to a request stands in `middleware`, what a route
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 
+from glamd.billing.service import Billing
+from glamd.billing.webhooks.service import Webhooks
 from glamd.clock import Clock
 from glamd.http.addresses import ClientAddress, Network
 from glamd.http.auth import Authenticator
+from glamd.http.billing import BillingRoutes
 from glamd.http.cors import Cors
+from glamd.http.credits import CreditRoutes
 from glamd.http.docs_page import docs_routes
 from glamd.http.health import Health, health_routes
 from glamd.http.idempotent import Once
@@ -21,7 +25,9 @@ from glamd.http.payment_tokens import PaymentTokenRoutes
 from glamd.http.platform_tokens import PlatformTokenRoutes
 from glamd.http.routes import RouteTable
 from glamd.http.services import PlatformVault, Tokens
+from glamd.http.webhooks import WebhookRoutes
 from glamd.idempotency import IdempotencyKeys
+from glamd.ledger.service import Ledger
 
 STOP_TIMEOUT_S = 10.0
 
@@ -35,6 +41,9 @@ class ApiServer:
         tokens: Tokens,
         platform_tokens: PlatformVault,
         readers: Iterable[str],
+        ledger: Ledger,
+        billing: Billing,
+        webhooks: Webhooks,
         idempotency: IdempotencyKeys,
         authenticator: Authenticator,
         health: Health,
@@ -50,12 +59,14 @@ class ApiServer:
         Raises `ConfigError` for an origin that is none.
         """
         limits = limits or HttpLimits()
-        shops = PlatformTokenRoutes(
-            platform_tokens, once=Once(idempotency), clock=clock, readers=readers
-        )
+        once = Once(idempotency)
+        shops = PlatformTokenRoutes(platform_tokens, once=once, clock=clock, readers=readers)
         routes = (
             *PaymentTokenRoutes(tokens).routes(),
             *shops.routes(),
+            *CreditRoutes(ledger).routes(),
+            *BillingRoutes(billing, once=once).routes(),
+            *WebhookRoutes(webhooks, limiter=limiter, draining=draining).routes(),
             *health_routes(health),
             *docs_routes(published()),
         )

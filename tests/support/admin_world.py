@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from typing import cast
 from uuid import UUID
 
 from click.testing import CliRunner, Result
@@ -15,12 +16,22 @@ from glamd.actor.reports import ActorState, ActorStats, KindStats, SystemStats
 from glamd.admin.cli import glamctl
 from glamd.admin.minting import Mint
 from glamd.admin.peers import Operators
+from glamd.admin.routes_billing import BillingAdminRoutes
 from glamd.admin.routes_daemon import Controls, Facts
+from glamd.admin.routes_events import EventRoutes
+from glamd.admin.routes_ledger import LedgerRoutes
 from glamd.admin.server import AdminServer
 from glamd.admin.services import Credentials, OlderTokens, RevokedJwts
+from glamd.billing.jobs import BillingJobs
+from glamd.billing.service import Billing
 from glamd.crypto.dukpt import Profile
+from glamd.db import Database
 from glamd.errors import ConflictError, FieldError, ForbiddenError, NotFoundError
+from glamd.events.consumer import Consumers
+from glamd.events.dead_letters import DeadLetters
+from glamd.events.relay import Relay
 from glamd.keys.store import KeySet, KeyVersion
+from glamd.ledger.service import Ledger
 from glamd.merchants.store import Merchant
 from glamd.payments.audit import AuditReport
 from glamd.payments.audit_chain import Break, Head
@@ -334,6 +345,14 @@ class AdminWorld:
             credentials=self.credentials,
             importer=self.importer,
             revocations=self.revocations,
+            # Money is tried where a database is: `test_glamctl_ledger` and its neighbours.
+            money=LedgerRoutes(cast("Ledger", None), database=cast("Database", None)),
+            billing=BillingAdminRoutes(cast("Billing", None), jobs=cast("BillingJobs", None)),
+            events=EventRoutes(
+                relay=cast("Relay", None),
+                consumers=cast("Consumers", None),
+                dead_letters=cast("DeadLetters", None),
+            ),
             mint=mint if self.environment == "development" else None,
             clock=clock,
         )

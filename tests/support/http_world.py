@@ -1,13 +1,15 @@
 """Listeners on real sockets with in-memory capabilities behind, for a test to change."""
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import cast
 
-from glamd.errors import NotFoundError, UnavailableError
+from glamd.billing.service import Billing
+from glamd.billing.webhooks.service import Webhooks
+from glamd.errors import NotFoundError, UnauthenticatedError, UnavailableError
 from glamd.http.auth import Authenticator
 from glamd.http.health import Health, Part
 from glamd.http.limits import HttpLimits, RateLimiter
@@ -15,6 +17,7 @@ from glamd.http.server import ApiServer
 from glamd.http.services import PlatformVault
 from glamd.http.worker import WorkerServer
 from glamd.idempotency import IdempotencyKeys
+from glamd.ledger.service import Ledger
 from glamd.merchants.store import Merchant
 from tests.support.http_fakes import (
     CLIENT_SECRET,
@@ -32,6 +35,14 @@ WORKER_URI = f"spiffe://{TRUST_DOMAIN}/worker/settler"
 def nothing_is_revoked(*, jti: str | None, kid: str | None) -> bool:
     """Believe every token that was ever made."""
     return False
+
+
+class NobodyIsBelieved:
+    """Webhooks, of which none is signed rightly."""
+
+    async def take(self, _platform: str, _body: bytes, _headers: Mapping[str, str]) -> None:
+        """Refuse it."""
+        raise UnauthenticatedError("The webhook's signature is missing or wrong.")
 
 
 @dataclass(slots=True)
@@ -99,6 +110,10 @@ class World:
             platform_tokens=cast("PlatformVault", None),
             readers=(),
             idempotency=cast("IdempotencyKeys", None),
+            # So is money: `test_credit_routes`, `test_billing_routes`, `test_webhook_routes`.
+            ledger=cast("Ledger", None),
+            billing=cast("Billing", None),
+            webhooks=cast("Webhooks", NobodyIsBelieved()),
             authenticator=self.authenticator(),
             health=self.health(),
             limiter=self.limiter(),

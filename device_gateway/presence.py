@@ -3,6 +3,11 @@
 The endpoint says who came and who went; a writer notes it in batches, so that a thousand terminals
 that come back at once cost a few statements. What could not be written is written later: the newest
 word about a device wins. Broker mode's heartbeats will feed the same file.
+
+The events `evt.device.online.v1` and `.offline.v1` are written by the statement that changes the
+row, and only where it changes: so a device's events alternate, whatever died in between. Whoever
+was gone for less than a batch, or has moved to another node, was not away. After a crash of the
+daemon all that it had are told as offline at its next start, and as online when they are back.
 """
 
 import asyncio
@@ -52,7 +57,7 @@ class Presence:
         while True:
             try:
                 if not forgotten:
-                    await store.forget_node(self._database, self._node_id)
+                    await store.forget_node(self._database, self._node_id, self._clock.now())
                     forgotten = True
                     self._unwritten |= dict.fromkeys(self._online, True)
                 await self._dirty.wait()
@@ -68,14 +73,9 @@ class Presence:
         while self._unwritten:
             batch = dict(list(self._unwritten.items())[:BATCH_LIMIT])
             try:
-                async with self._database.transaction() as connection:
-                    await store.write_presence(
-                        connection,
-                        node_id=self._node_id,
-                        at=self._clock.now(),
-                        arrived=[device for device, online in batch.items() if online],
-                        left=[device for device, online in batch.items() if not online],
-                    )
+                await store.write_presence(
+                    self._database, batch, node_id=self._node_id, at=self._clock.now()
+                )
             except TransientError:
                 self._dirty.set()
                 raise

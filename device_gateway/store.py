@@ -4,7 +4,7 @@ Counters are written by `glamd.payments.store` in the token's transaction; here 
 and made when a device is enrolled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -63,14 +63,37 @@ _CHANGED: Final = """
 SELECT device_id, status, changed_at FROM cde.devices WHERE changed_at > $1 ORDER BY changed_at
 """
 _NOW: Final = "SELECT clock_timestamp()"
-_ARRIVED: Final = """
-UPDATE cde.devices SET online_node = $2, last_seen_at = $3 WHERE device_id = ANY ($1)
+# Whether it is news is decided on the row as it is once it is locked, so that no device is told of
+# twice, whoever else writes; in the order of ids, so that no two nodes wait for one another.
+_PRESENCE: Final = """
+WITH before AS MATERIALIZED (
+    SELECT d.device_id, d.merchant_id, i.is_here,
+           CASE WHEN i.is_here THEN d.online_node IS NULL
+                ELSE d.online_node IS NOT DISTINCT FROM $3 END AS is_news
+    FROM unnest($1::text[], $2::boolean[]) AS i (device_id, is_here)
+    JOIN cde.devices d USING (device_id)
+    ORDER BY d.device_id FOR NO KEY UPDATE OF d
+), noted AS (
+    UPDATE cde.devices d
+    SET online_node = CASE WHEN b.is_here THEN $3 END, last_seen_at = $4
+    FROM before b WHERE d.device_id = b.device_id AND (b.is_here OR b.is_news)
+)
+INSERT INTO cde.outbox (subject, merchant_id, correlation_id, data)
+SELECT CASE WHEN is_here THEN 'evt.device.online.v1' ELSE 'evt.device.offline.v1' END, merchant_id,
+       device_id,
+       jsonb_build_object('merchant_id', merchant_id, 'device_id', device_id, 'at', $5::text)
+FROM before WHERE is_news ORDER BY device_id
 """
-_LEFT: Final = """
-UPDATE cde.devices SET online_node = NULL, last_seen_at = $3
-WHERE device_id = ANY ($1) AND online_node = $2
+_FORGET_NODE: Final = """
+WITH gone AS (
+    UPDATE cde.devices SET online_node = NULL WHERE online_node = $1
+    RETURNING merchant_id, device_id
+)
+INSERT INTO cde.outbox (subject, merchant_id, correlation_id, data)
+SELECT 'evt.device.offline.v1', merchant_id, device_id,
+       jsonb_build_object('merchant_id', merchant_id, 'device_id', device_id, 'at', $2::text)
+FROM gone
 """
-_FORGET_NODE: Final = "UPDATE cde.devices SET online_node = NULL WHERE online_node = $1"
 _FIRMWARE: Final = """
 UPDATE cde.devices SET firmware = $2 WHERE device_id = $1 AND firmware IS DISTINCT FROM $2
 """
@@ -183,21 +206,20 @@ async def database_now(connection: Connection, *, timeout_s: float) -> datetime:
 
 
 async def write_presence(
-    connection: Connection,
-    *,
-    node_id: str,
-    at: datetime,
-    arrived: Sequence[str],
-    left: Sequence[str],
+    database: Database, changes: Mapping[str, bool], *, node_id: str, at: datetime
 ) -> None:
-    """Note who is connected here and who is not any more; another node's devices stay its own."""
-    await connection.execute(_ARRIVED, sorted(arrived), node_id, at)
-    await connection.execute(_LEFT, sorted(left), node_id, at)
+    """Note who is connected here (True) and who is not any more, with the events of both.
+
+    Another node's devices stay its own. A device that was online somewhere before is no news.
+    """
+    await database.execute(
+        _PRESENCE, list(changes), list(changes.values()), node_id, at, at.isoformat()
+    )
 
 
-async def forget_node(database: Database, node_id: str) -> None:
-    """Take every device that this node had when it died as offline."""
-    await database.execute(_FORGET_NODE, node_id)
+async def forget_node(database: Database, node_id: str, at: datetime) -> None:
+    """Take every device that this node had when it died as offline, which their events tell."""
+    await database.execute(_FORGET_NODE, node_id, at.isoformat())
 
 
 async def set_firmware(database: Database, device_id: str, firmware: str) -> None:

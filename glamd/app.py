@@ -1,8 +1,8 @@
 """THE composition root: who is built from what, in which order, and how it all ends.
 
 `running` enters every part into one AsyncExitStack and leaves it backwards, so that the order of
-the start is the order of the drain, reversed. Nothing decides anything here, and nothing else in
-glamd builds its own collaborators.
+the start is the order of the drain, reversed. The chapters about money stand in `app_money`, for
+length. Nothing decides anything here, and nothing else in glamd builds its own collaborators.
 """
 
 import asyncio
@@ -23,12 +23,15 @@ from device_gateway.presence import Presence
 from device_gateway.registry import Registry
 from device_gateway.session import SessionParts
 from device_gateway.watch import StatusWatch
-from glamd import __version__, config, logs, metrics, wiring
+from glamd import __version__, app_money, config, logs, metrics, wiring
 from glamd.actor import ActorCollector, System
 from glamd.admin import migrate
 from glamd.admin.minting import Mint
 from glamd.admin.peers import Operators
+from glamd.admin.routes_billing import BillingAdminRoutes
 from glamd.admin.routes_daemon import Controls, Facts
+from glamd.admin.routes_events import EventRoutes
+from glamd.admin.routes_ledger import LedgerRoutes
 from glamd.admin.server import AdminServer
 from glamd.clock import SystemClock
 from glamd.credentials.importing.service import Importer
@@ -49,6 +52,7 @@ from glamd.keys.local import LocalProvider
 from glamd.keys.service import Keys
 from glamd.lifetime import Lifetime, spare_the_collector
 from glamd.merchants.service import Merchants
+from glamd.onboarding import Onboarding
 from glamd.payments import cipher
 from glamd.payments.audit import Audit
 from glamd.payments.detokenize import Detokenizer
@@ -68,8 +72,10 @@ class Daemon:
     """A daemon that runs: where it listens, and the parts that whoever started it may use."""
 
     merchants: Merchants
+    onboarding: Onboarding
     registry: Registry
     keys: Keys
+    platform_tokens: PlatformTokens
     http_port: int
     worker_port: int | None
     mqtt_port: int
@@ -127,17 +133,27 @@ class _Assembly:
     async def start(self) -> Daemon:
         await self._databases()
         await self._key_material()
+        self._relaying = app_money.start_relaying(
+            self._settings,
+            glam=self._glam,
+            cde=self._cde,
+            lifetime=self.lifetime,
+            clock=self._clock,
+        )
         await self._payments()
         await self._devices()
         await self._shops()
+        self._billing()
         await self._identity()
         await self._http()
         await self._admin()
         self._jobs()
         return Daemon(
             merchants=self._merchants,
+            onboarding=self._money.onboarding,
             registry=self._registry,
             keys=self._keys,
+            platform_tokens=self._platform_tokens,
             http_port=self._http_port,
             worker_port=self._worker_port,
             mqtt_port=self._endpoint.port,
@@ -212,6 +228,14 @@ class _Assembly:
             clock=self._clock,
         )
         self._system = System(clock=self._clock)
+        self._ledger = await app_money.start_ledger(
+            settings,
+            glam=self._glam,
+            system=self._system,
+            lifetime=self.lifetime,
+            clock=self._clock,
+            committed=self._relaying.relay.wake,
+        )
         self.lifetime.at_drain(self._system.drain)
         metrics.register(ActorCollector(self._system), self._stack, self._collectors)
 
@@ -239,6 +263,18 @@ class _Assembly:
             clock=self._clock,
         )
 
+    def _billing(self) -> None:
+        self._money = app_money.build_money(
+            self._settings,
+            glam=self._glam,
+            ledger=self._ledger,
+            merchants=self._merchants,
+            platform_tokens=self._platform_tokens,
+            relaying=self._relaying,
+            stack=self._stack,
+            clock=self._clock,
+        )
+
     def _jobs(self) -> None:
         """Begin what acts by itself, now that nothing of the start can fail any more.
 
@@ -247,6 +283,7 @@ class _Assembly:
         self.lifetime.task(self._refresher.run(), "refresh")
         self.lifetime.at_drain(self._refresher.stop)
         self.lifetime.job(self._idempotency.purge, every_s=PURGE_EVERY_S, name="idempotency-purge")
+        self._money.begin(self.lifetime, self._relaying)
 
     async def _identity(self) -> None:
         auth = self._settings.auth
@@ -366,6 +403,7 @@ class _Assembly:
             health=self._health,
             actors=self._system,
             merchants=self._merchants,
+            onboarding=self._money.onboarding,
             registry=self._registry,
             keys=self._keys,
             tokens=self._tokens,
@@ -373,6 +411,13 @@ class _Assembly:
             credentials=self._platform_tokens,
             importer=self._importer,
             revocations=self._revocations,
+            money=LedgerRoutes(self._ledger, database=self._glam),
+            billing=BillingAdminRoutes(self._money.billing, jobs=self._money.jobs),
+            events=EventRoutes(
+                relay=self._relaying.relay,
+                consumers=self._money.consumers,
+                dead_letters=self._money.dead_letters,
+            ),
             mint=self._mint(),
             clock=self._clock,
         )
@@ -396,6 +441,7 @@ class _Assembly:
         parts = [
             Part(name="database", required=True, check=_check(self._cde.health)),
             Part(name="key-provider", required=False, check=_check(self._provider.health)),
+            Part(name="nats", required=False, check=self._relaying.check),
         ]
         if self._glam is not self._cde:
             other = Part(name="database-glam", required=True, check=_check(self._glam.health))
@@ -416,6 +462,9 @@ class _Assembly:
             tokens=self._tokens,
             platform_tokens=self._platform_tokens,
             readers=settings.credentials.readers,
+            ledger=self._ledger,
+            billing=self._money.billing,
+            webhooks=self._money.webhooks,
             idempotency=self._idempotency,
             authenticator=self._authenticator,
             health=health,

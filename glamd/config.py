@@ -2,7 +2,8 @@
 
 Reading the file, the environment and secrets is `glamd.config_sources`', the kinds of values are
 `glamd.config_types`', telling mistakes is `glamd.config_mistakes`', the sections of shop platforms
-stand in `glamd.config_shops`; opening the files that a setting names belongs to who uses them.
+stand in `glamd.config_shops`, those of money and events in `glamd.config_money`; opening the files
+that a setting names belongs to who uses them.
 Units are the last part of a name. A rule that spans several keys stands at the last of them, so
 that it is told together with every other mistake and not only when all others are mended.
 """
@@ -26,6 +27,7 @@ from pydantic import (
 )
 
 from glamd import config_mistakes, config_sources
+from glamd.config_money import Billing, Checkout, Credits, Events, Ledger
 from glamd.config_shops import Credentials, Shopify
 from glamd.config_types import (
     Burst,
@@ -230,6 +232,11 @@ class Settings(Section):
     payments: Payments
     credentials: Credentials
     shopify: Shopify
+    credits: Credits
+    ledger: Ledger
+    billing: Billing
+    checkout: Checkout
+    events: Events
     logging: Logging
 
     _warnings: tuple[str, ...] = PrivateAttr(default=())
@@ -243,6 +250,13 @@ class Settings(Section):
         """Keep the warnings that `load` hands over beside the values."""
         if isinstance(context, tuple):
             self._warnings = context
+
+    @field_validator("shopify")
+    @classmethod
+    def _real_shops(cls, value: Shopify, info: ValidationInfo) -> Shopify:
+        if value.base_url is not None and info.data.get("environment") == "production":
+            raise config_mistakes.several([("base_url", "is for development only")])
+        return value
 
     @field_validator("auth")
     @classmethod

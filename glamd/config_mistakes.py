@@ -110,6 +110,8 @@ def _keys_beside(settings: type[BaseModel], path: KeyPath) -> list[str]:
     """The keys that there are in the table that the last part of `path` stands in."""
     table = settings
     for part in path[:-1]:
+        if part not in table.model_fields:
+            continue  # a name that the operator chose, such as a pack's
         annotation = table.model_fields[part].annotation
         inner = [
             kind

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
+from glamd.billing.platforms.shopify import API_VERSION
 from glamd.config_types import Host, Names, Seconds, Secrets, Section, from_json, split
 from glamd.credentials.model import DEFAULT_READERS, Platform
 
@@ -46,10 +47,17 @@ class Credentials(Section):
 
 
 class Shopify(Section):
-    """Our app at Shopify. Several secrets are valid at once, the current one first."""
+    """Our app at Shopify, where packs are sold. Several secrets are valid, the current one first.
+
+    `base_url` takes every shop to a stand-in on loopback, in development only.
+    """
 
     api_key: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     api_secrets: Secrets = ()
+    api_version: Annotated[str, Field(min_length=1, max_length=16)] = API_VERSION
+    test_charges: bool = False
+    timeout_s: Seconds = 10.0
+    base_url: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
     @field_validator("api_secrets")
     @classmethod

@@ -32,11 +32,14 @@ SINGLE_SECRETS: tuple[KeyPath, ...] = (
     ("database", "url"),
     ("database", "cde_url"),
     ("credentials", "import_key"),
+    ("events", "password"),
+    ("events", "token"),
 )
 LISTED_SECRETS: tuple[KeyPath, ...] = (
     ("auth", "client_secrets"),
     ("auth", "internal_secrets"),
     ("shopify", "api_secrets"),
+    ("checkout", "secrets"),
 )
 """These may come from a file: `<key>_file` names it, or a credential has the key's dotted name.
 A list has one secret on each line."""
@@ -68,10 +71,10 @@ _OLDER_NAMES: tuple[tuple[str, KeyPath], ...] = (
     ("TOKEN_ENCRYPTION_KEY", ("credentials", "import_key")),
     ("SHOPIFY_API_KEY", ("shopify", "api_key")),
     ("SHOPIFY_API_SECRET", ("shopify", "api_secrets")),
+    ("SHOPIFY_API_VERSION", ("shopify", "api_version")),
 )
 _OF_PARTS_TO_COME = {
     "BDK_KMS_KEY_ID": "keys.provider is 'local'",
-    "SHOPIFY_API_VERSION": "it belongs to billing",
 }
 _DROPPED_SUFFIXES = {
     "_API_EXTERNAL_PORT": "set http.port (GLAMD_HTTP__PORT) instead",

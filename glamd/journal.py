@@ -51,7 +51,8 @@ class Journal(Generic[E, R]):
     `commit(connection, entries)` writes a batch in one transaction and returns one result an entry,
     in order. When it raises, every entry of the batch gets that error, except that a batch which
     fails for a reason of its own (not a database that is away) is taken apart and tried entry by
-    entry, so that one bad entry does not fail its neighbours.
+    entry, so that one bad entry does not fail its neighbours. `committed` is called after each
+    commit, before anybody is answered.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Journal(Generic[E, R]):
         connections: int = 2,
         batch_limit: int = 256,
         queue_limit: int = QUEUE_LIMIT,
+        committed: Callable[[], None] | None = None,
     ) -> None:
         self._name = name
         self._database = database
@@ -70,6 +72,7 @@ class Journal(Generic[E, R]):
         self._connections = connections
         self._batch_limit = batch_limit
         self._queue_limit = queue_limit
+        self._committed = committed
         self._queue: deque[_Waiting[E, R]] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._tasks: list[asyncio.Task[None]] = []
@@ -173,6 +176,8 @@ class Journal(Generic[E, R]):
         assert len(results) == len(batch), "a commit returns one result an entry"
         self._commit_s.observe(time.perf_counter() - began_s)
         self._batch_entries.observe(len(batch))
+        if self._committed is not None:
+            self._committed()
         for (_, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)

@@ -5,9 +5,11 @@ Translation only. What is built from it, and in which order, stands in `glamd.ap
 
 import socket
 import ssl
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from cryptography import x509 as cx509
 from cryptography.hazmat.primitives import serialization
@@ -15,13 +17,19 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from device_gateway.mqtt.endpoint import EndpointLimits
 from device_gateway.registry import DeviceAuthority
-from glamd import config
+from glamd import config, config_money
+from glamd.billing.model import BillingSettings, Pack
+from glamd.billing.money import Money
+from glamd.billing.platforms.custom import CustomSettings
+from glamd.billing.platforms.shopify import ShopifySettings
 from glamd.credentials.refresh.settings import OAuthSettings
 from glamd.crypto import x509
-from glamd.errors import ConfigError
+from glamd.errors import ConfigError, FieldError, InputError
 from glamd.http import tls
 from glamd.http.jwks import PublicKey, read_jwks
 from glamd.payments.model import Grant
+
+T = TypeVar("T")
 
 
 def public_host(mqtt: config.Mqtt) -> str:
@@ -130,6 +138,114 @@ def check(settings: config.Settings) -> None:
     """
     jwt_keys(settings.auth)
     oauth(settings)
+    mistakes: list[FieldError] = []
+    for read in (billing, shopify, custom):
+        try:
+            read(settings)
+        except ConfigError as error:
+            mistakes += error.fields
+    if mistakes:
+        told = "; ".join(f"{each.field} {each.message}" for each in mistakes)
+        raise ConfigError(told, fields=mistakes)
+    bus_tls(settings.events)
+
+
+def billing(settings: config.Settings) -> BillingSettings:
+    """What is sold and given; ConfigError."""
+    section = settings.billing
+    return _of_section(
+        "billing",
+        lambda: BillingSettings(
+            packs={name: _pack(name, pack) for name, pack in section.packs.items()},
+            trial_days=section.trial_days,
+            trial_credits=section.trial_credits,
+            purchase_life=timedelta(hours=section.purchase_life_h),
+            return_hosts=frozenset(section.return_hosts),
+        ),
+    )
+
+
+def shopify(settings: config.Settings) -> ShopifySettings | None:
+    """Checkout at Shopify, None where our app there has no secrets; ConfigError."""
+    section = settings.shopify
+    if not section.api_secrets:
+        return None
+    return _of_section(
+        "shopify",
+        lambda: ShopifySettings(
+            api_secrets=tuple(secret.get_secret_value() for secret in section.api_secrets),
+            api_version=section.api_version,
+            is_test=section.test_charges,
+            timeout_s=section.timeout_s,
+            base_url=section.base_url,
+        ),
+    )
+
+
+def custom(settings: config.Settings) -> CustomSettings | None:
+    """Checkout at a page of one's own, None where there is none; ConfigError."""
+    section = settings.checkout
+    if section.url is None:
+        return None
+    url = section.url
+    return _of_section(
+        "checkout",
+        lambda: CustomSettings(
+            checkout_url=url,
+            secrets=tuple(secret.get_secret_value() for secret in section.secrets),
+            max_age_s=section.callback_max_age_s,
+            is_test=section.test_charges,
+        ),
+    )
+
+
+_KEYS = {
+    "checkout.checkout_url": "checkout.url",
+    "checkout.max_age_s": "checkout.callback_max_age_s",
+    "billing.purchase_life": "billing.purchase_life_h",
+}
+"""Settings that billing has another name for."""
+
+
+def _of_section(section: str, build: Callable[[], T]) -> T:
+    """What is built, or ConfigError with the keys as they stand in the file."""
+    try:
+        return build()
+    except ConfigError as error:
+        fields = []
+        for each in error.fields:
+            name = f"{section}.{each.field}"
+            fields.append(replace(each, field=_KEYS.get(name, name)))
+        told = "; ".join(f"{each.field} {each.message}" for each in fields)
+        raise ConfigError(told, fields=fields) from None
+
+
+def _pack(name: str, pack: config_money.Pack) -> Pack:
+    try:
+        return Pack(pack.credits, Money.parse(pack.price, pack.currency))
+    except InputError as error:
+        key = {"amount": "price"}
+        fields = [
+            replace(each, field=f"packs.{name}.{key.get(each.field, each.field)}")
+            for each in error.fields
+        ]
+        raise ConfigError("A pack has no price.", fields=fields) from None
+
+
+def bus_tls(events: config_money.Events) -> ssl.SSLContext | None:
+    """A context for NATS, None where the URLs alone say whether there is TLS; ConfigError."""
+    if events.tls_ca is None and events.tls_cert is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=events.tls_ca)
+        if events.tls_cert is not None:
+            context.load_cert_chain(events.tls_cert, events.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            "The certificates for NATS cannot be read.",
+            fields=[FieldError("events.tls_ca", "or events.tls_cert cannot be read")],
+        ) from error
+    return context
 
 
 def oauth(settings: config.Settings) -> list[OAuthSettings]:

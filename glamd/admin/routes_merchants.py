@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import Field
 
 from glamd.admin.query import limit_of, merchant_in_path, uuid_in_query
-from glamd.admin.services import Merchants
+from glamd.admin.services import Merchants, NewMerchants
 from glamd.http.bodies import Body
 from glamd.http.call import Answer, Call
 from glamd.http.routes import OPERATOR, Route
@@ -27,8 +27,9 @@ class MerchantBody(Body):
 class MerchantRoutes:
     """Handlers of the routes about merchants."""
 
-    def __init__(self, merchants: Merchants) -> None:
+    def __init__(self, merchants: Merchants, *, onboarding: NewMerchants) -> None:
         self._merchants = merchants
+        self._onboarding = onboarding
 
     def routes(self) -> tuple[Route, ...]:
         """The table's entries."""
@@ -44,7 +45,7 @@ class MerchantRoutes:
 
     async def _create(self, call: Call) -> Answer:
         body = await call.json(MerchantBody)
-        made = await self._merchants.create(
+        made = await self._onboarding.create(
             platform=body.platform,
             shop_id=body.shop_id,
             domain=body.domain,

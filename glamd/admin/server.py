@@ -24,6 +24,7 @@ from glamd.admin.services import (
     Credentials,
     Keys,
     Merchants,
+    NewMerchants,
     OlderTokens,
     Registry,
     RevokedJwts,
@@ -55,6 +56,7 @@ class AdminServer:
         health: Health,
         actors: Actors,
         merchants: Merchants,
+        onboarding: NewMerchants,
         registry: Registry,
         keys: Keys,
         tokens: Tokens,
@@ -76,7 +78,7 @@ class AdminServer:
         table = RouteTable(
             (
                 *daemon.routes(),
-                *MerchantRoutes(merchants).routes(),
+                *MerchantRoutes(merchants, onboarding=onboarding).routes(),
                 *DeviceRoutes(registry, facts=facts).routes(),
                 *KeyRoutes(keys, development=development).routes(),
                 *TokenRoutes(tokens=tokens, audit=audit).routes(),

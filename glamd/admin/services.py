@@ -24,6 +24,7 @@ __all__ = [
     "Credentials",
     "Keys",
     "Merchants",
+    "NewMerchants",
     "OlderTokens",
     "Registry",
     "RevokedJwts",
@@ -43,13 +44,17 @@ class Actors(Protocol):
         """Passivate one; nothing happens where it is not there."""
 
 
-class Merchants(Protocol):
-    """Merchants by id."""
+class NewMerchants(Protocol):
+    """The making of merchants, with all that one has from its first day on."""
 
     async def create(
         self, *, platform: str, shop_id: str, domain: str, merchant_id: UUID | None = None
     ) -> Merchant:
         """Make one; raises `InputError`, `ConflictError`."""
+
+
+class Merchants(Protocol):
+    """Merchants by id."""
 
     async def list(self, *, limit: int = ..., after: UUID | None = None) -> tuple[Merchant, ...]:
         """The next ones by id."""

@@ -17,6 +17,8 @@ from prometheus_client import Counter
 
 from glamd.billing import store
 from glamd.billing.checkouts import Checkouts
+from glamd.billing.elsewhere import Elsewhere
+from glamd.billing.grants import trial_command
 from glamd.billing.model import (
     PLATFORMS,
     TRIAL_STARTED,
@@ -40,7 +42,7 @@ from glamd.clock import Clock
 from glamd.db import Connection, Database
 from glamd.errors import FieldError, InputError
 from glamd.idempotency import Keep
-from glamd.ledger.model import Command, DuplicateTransactionError
+from glamd.ledger.model import DuplicateTransactionError
 from glamd.ledger.service import Ledger
 from glamd.outbox import Outbox
 
@@ -48,7 +50,6 @@ PAGE_LIMIT: Final = 200
 RECENT: Final = 5
 """Purchases in an overview."""
 
-TRIAL_REFERENCE_TYPE: Final = "trial"
 _CURSOR_LIMIT_CHARS: Final = 128
 
 log = structlog.get_logger()
@@ -81,6 +82,7 @@ class Billing:
         self._checkouts = Checkouts(
             database, platforms=platforms, shop_of=shop_of, clock=clock, settings=settings
         )
+        self._elsewhere = Elsewhere(database, ledger=ledger, clock=clock, settings=settings)
         self.settlement = Settlement(database, ledger=ledger, shop_of=shop_of, clock=clock)
 
     async def merchant_created(self, connection: Connection, merchant_id: UUID) -> bool:
@@ -143,14 +145,8 @@ class Billing:
     async def _grant_trial(
         self, connection: Connection, merchant_id: UUID, now: datetime, correlation_id: str
     ) -> None:
-        command = Command(
-            merchant_id=merchant_id,
-            operation="credit",
-            amount=self._settings.trial_credits,
-            reference_type=TRIAL_REFERENCE_TYPE,
-            reference_id=f"TRIAL_GRANT_{merchant_id}",
-            description="Credits of the trial",
-            correlation_id=correlation_id,
+        command = trial_command(
+            merchant_id, amount=self._settings.trial_credits, correlation_id=correlation_id
         )
         try:
             applied = await self._ledger.apply_within(connection, command, now)
@@ -159,7 +155,46 @@ class Billing:
         if applied.replayed:
             raise TrialAlreadyUsedError
 
+    async def trial_elsewhere(
+        self,
+        merchant_id: UUID,
+        *,
+        ends_at: datetime,
+        credits: int | None,  # noqa: A002 - the event's own word
+        correlation_id: str,
+    ) -> bool:
+        """A trial that another billing service began (`evt.billing.trial.started.v1`).
+
+        The record has it from now on, and the merchant its credits (None: as many as here), in one
+        transaction. A merchant that has had a trial keeps that one, whatever it was, and False is
+        returned. Raises MerchantNotFoundError and AccountNotFoundError, after both of which it may
+        succeed later; InputError; UnavailableError.
+        """
+        return await self._elsewhere.trial(
+            merchant_id, ends_at=ends_at, amount=credits, correlation_id=correlation_id
+        )
+
     # ---- purchases
+
+    async def credits_bought_elsewhere(
+        self,
+        merchant_id: UUID,
+        *,
+        purchase_id: str,
+        credits: int,  # noqa: A002 - the event's own word
+        correlation_id: str,
+    ) -> bool:
+        """Credits that another billing service sold (`evt.billing.credits.purchased.v1`).
+
+        They are granted and counted in the record, in one transaction; False where the purchase had
+        that effect before. One that is stored here as well is completed by it. Raises
+        MerchantNotFoundError and AccountNotFoundError, after both of which it may succeed later;
+        InputError, also where the id is of another merchant's purchase or of one of other credits;
+        DuplicateTransactionError where the id had another effect; UnavailableError.
+        """
+        return await self._elsewhere.bought(
+            merchant_id, purchase_id=purchase_id, amount=credits, correlation_id=correlation_id
+        )
 
     async def purchase(
         self,

@@ -14,6 +14,7 @@ import structlog
 from prometheus_client import Counter
 
 from glamd.billing import store
+from glamd.billing.grants import grant_bought
 from glamd.billing.model import (
     CREDITS_PURCHASED,
     Outcome,
@@ -27,12 +28,8 @@ from glamd.billing.model import (
 )
 from glamd.clock import Clock
 from glamd.db import Connection, Database
-from glamd.ledger.model import Command
 from glamd.ledger.service import Ledger
 from glamd.outbox import Outbox
-
-REFERENCE_TYPE: Final = "purchase"
-"""With the purchase's id, the reference of its grant; other billing services use the same."""
 
 Source = Literal["webhook", "event", "reconciliation"]
 
@@ -147,21 +144,17 @@ class Settlement:
         merchant_id, purchase_id = purchase.merchant_id, str(purchase.purchase_id)
         completed = await store.complete(connection, purchase.purchase_id, now)
         assert completed, "the row is locked, and was not completed"
-        await store.add_purchased(connection, merchant_id, credits_=purchase.credits, now=now)
+        await store.lock_record(connection, merchant_id)
         # Where the reference has had this effect, which an import or another billing service may
         # have given it, it has no second one.
-        await self._ledger.apply_within(
+        await grant_bought(
             connection,
-            Command(
-                merchant_id=merchant_id,
-                operation="credit",
-                amount=purchase.credits,
-                reference_type=REFERENCE_TYPE,
-                reference_id=purchase_id,
-                description=f"{purchase.credits} credits bought",
-                correlation_id=correlation_id,
-            ),
-            now,
+            self._ledger,
+            merchant_id=merchant_id,
+            purchase_id=purchase_id,
+            amount=purchase.credits,
+            now=now,
+            correlation_id=correlation_id,
         )
         await self._outbox.add(
             connection,

@@ -37,6 +37,14 @@ UPDATE glam.billing_records SET trial_started_at = $2, trial_ends_at = $3
 WHERE merchant_id = $1 AND trial_started_at IS NULL
 RETURNING true
 """
+# What stands there stays; so the same is written again, and the row is locked, where it does.
+_NOTE_TRIAL: Final = """
+UPDATE glam.billing_records
+SET trial_started_at = coalesce(trial_started_at, $2), trial_ends_at = coalesce(trial_ends_at, $3)
+WHERE merchant_id = $1
+RETURNING true
+"""
+_LOCK_RECORD: Final = "SELECT true FROM glam.billing_records WHERE merchant_id = $1 FOR UPDATE"
 _EXPIRE_TRIALS: Final = """
 WITH due AS MATERIALIZED (
     SELECT merchant_id FROM glam.billing_records
@@ -60,11 +68,14 @@ SET credits_purchased = r.credits_purchased + EXCLUDED.credits_purchased,
 """
 
 _INSERT: Final = """
+WITH counted AS (
+    UPDATE glam.billing_records SET purchase_count = purchase_count + 1 WHERE merchant_id = $2
+    RETURNING merchant_id
+)
 INSERT INTO glam.credit_purchases (
     purchase_id, merchant_id, pack, credits, amount_minor, currency, status, platform, return_url,
     test, failure, reconcile_at, created_at, expires_at)
-SELECT $1, r.merchant_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14
-FROM glam.billing_records r WHERE r.merchant_id = $2
+SELECT $1, merchant_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 FROM counted
 """
 _ONE: Final = f"SELECT {_COLUMNS} FROM glam.credit_purchases WHERE purchase_id = $1"  # noqa: S608 - our own constants
 _LOCK: Final = f"{_ONE} FOR UPDATE"
@@ -82,7 +93,7 @@ _AT: Final = f"""
 SELECT {_COLUMNS} FROM glam.credit_purchases WHERE merchant_id = $1
 ORDER BY created_at DESC, purchase_id DESC OFFSET $2 LIMIT $3
 """  # noqa: S608 - our own constants
-_TOTAL: Final = "SELECT count(*) FROM glam.credit_purchases WHERE merchant_id = $1"
+_TOTAL: Final = "SELECT purchase_count FROM glam.billing_records WHERE merchant_id = $1"
 
 # Whoever comes second with another charge than the one that stands there is refused, and whoever
 # comes with the same one may add where it is paid.
@@ -155,6 +166,18 @@ async def start_trial(
     return bool(await connection.fetchval(_START_TRIAL, merchant_id, now, ends_at))
 
 
+async def note_trial(
+    connection: Connection, merchant_id: UUID, *, now: datetime, ends_at: datetime
+) -> bool:
+    """Have a trial stand in the record, this one unless there is one; False without a record."""
+    return bool(await connection.fetchval(_NOTE_TRIAL, merchant_id, now, ends_at))
+
+
+async def lock_record(connection: Connection, merchant_id: UUID) -> bool:
+    """Keep everybody else from changing the record until the transaction ends; False without."""
+    return bool(await connection.fetchval(_LOCK_RECORD, merchant_id))
+
+
 async def expire_trials(
     connection: Connection, *, now: datetime, limit: int
 ) -> list[tuple[UUID, datetime]]:
@@ -173,7 +196,7 @@ async def add_purchased(
 async def insert_purchase(
     connection: Connection | Database, purchase: Purchase, *, reconcile_at: datetime | None
 ) -> bool:
-    """Insert a purchase that has no charge yet; False where the merchant has no record."""
+    """Insert a purchase that has no charge yet, and count it; False where there is no record."""
     tag = await connection.execute(
         _INSERT,
         purchase.purchase_id,
@@ -226,8 +249,8 @@ async def purchases_at(
 
 
 async def purchase_total(database: Database, merchant_id: UUID) -> int:
-    """How many purchases the merchant has begun."""
-    return int(await database.fetchval(_TOTAL, merchant_id))
+    """How many purchases the merchant has begun; none without a record."""
+    return int(await database.fetchval(_TOTAL, merchant_id) or 0)
 
 
 async def bind_charge(

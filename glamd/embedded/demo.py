@@ -25,7 +25,7 @@ from glamd.crypto.dukpt import Profile
 from glamd.embedded.files import write_private
 from glamd.errors import ConflictError, NotFoundError, UnavailableError
 from glamd.keys.service import Keys
-from glamd.merchants.service import Merchants
+from glamd.onboarding import Onboarding
 from glamd.payments.model import Scheme
 
 DOMAIN: Final = "demo-shop.example"
@@ -89,7 +89,7 @@ class Tap:
 
 async def seed(
     *,
-    merchants: Merchants,
+    onboarding: Onboarding,
     keys: Keys,
     registry: Registry,
     folder: Path,
@@ -97,7 +97,7 @@ async def seed(
     mqtt: tuple[str, int],
 ) -> tuple[UUID, tuple[DemoDevice, ...]]:
     """Make what is missing of the demo and return its merchant and devices."""
-    merchant = await merchants.create(
+    merchant = await onboarding.create(
         platform="custom", shop_id=SHOP_ID, domain=DOMAIN, merchant_id=_kept_id(folder)
     )
     devices = []

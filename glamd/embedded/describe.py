@@ -38,6 +38,7 @@ class Description:
     admin_socket: Path
     database_url: str = field(repr=False)
     database_admin_url: str = field(repr=False)
+    nats_url: str = field(repr=False)
     merchant_id: str
     domain: str
     devices: tuple[DemoDevice, ...]
@@ -65,7 +66,7 @@ class Description:
             "mqtt": mqtt,
             "admin": {"socket": str(self.admin_socket)},
             "database": {"url": self.database_url, "admin_url": self.database_admin_url},
-            "nats": {"url": None},
+            "nats": {"url": self.nats_url},
             "jwt": {"client": client, "internal": internal},
             "merchant_id": self.merchant_id,
             "domain": self.domain,

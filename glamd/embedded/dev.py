@@ -1,8 +1,9 @@
 """`glamd dev`: the same daemon with everything that it needs beside it, and nothing installed.
 
-PostgreSQL is a child on loopback, authorities and secrets are made in the state directory, and two
-virtual terminals tap test cards over real MQTT and TLS. The daemon itself is `glamd.app`'s, built
-from settings like any other; what is special about development stands here and in this folder.
+PostgreSQL and NATS are children on loopback, authorities and secrets are made in the state
+directory, and two virtual terminals tap test cards over real MQTT and TLS. The daemon itself is
+`glamd.app`'s, built from settings like any other; what is special about development stands here and
+in this folder.
 """
 
 import asyncio
@@ -15,13 +16,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from glamd import app, logs
 from glamd.admin import migrate
 from glamd.admin.minting import Mint
 from glamd.clock import SystemClock
 from glamd.embedded import demo
+from glamd.embedded.bus import EmbeddedBus
 from glamd.embedded.certificates import DevelopmentCertificates
 from glamd.embedded.describe import REWRITE_AFTER_S, Description
 from glamd.embedded.postgres import EmbeddedPostgres, PostgresUrls
@@ -36,6 +38,8 @@ from glamd.embedded.settings import (
 )
 from glamd.errors import ConfigError
 from glamd.service import signals
+
+U_co = TypeVar("U_co", covariant=True)
 
 DEFAULT_STATE_DIR: Final = Path(".glamd/dev")
 
@@ -76,19 +80,22 @@ async def _start(
     stop_requested: asyncio.Event,
 ) -> Description:
     urls = await stack.enter_async_context(database(state_dir, screen, stop_requested))
+    screen.step("NATS JetStream, embedded")
+    nats = EmbeddedBus(state_dir)
+    bus = await stack.enter_async_context(_kept(nats, stop_requested))
     screen.step("migrations")
     await migrate.upgrade(urls.app)
     screen.step("certificates, keys, secrets")
     clock = SystemClock()
     certificates = DevelopmentCertificates(state_dir, clock)
     settings = development_settings(
-        state_dir, certificates, database_url=urls.app, ports=options.ports
+        state_dir, certificates, database_url=urls.app, nats_url=bus.url, ports=options.ports
     )
     made = jwt_secrets(state_dir)
     daemon = await stack.enter_async_context(app.running(settings, stop_requested))
     mqtt = (LOOPBACK, daemon.mqtt_port)
     merchant_id, devices = await demo.seed(
-        merchants=daemon.merchants,
+        onboarding=daemon.onboarding,
         keys=daemon.keys,
         registry=daemon.registry,
         folder=state_dir / "demo",
@@ -108,6 +115,7 @@ async def _start(
         admin_socket=settings.admin.socket,
         database_url=urls.app,
         database_admin_url=urls.admin,
+        nats_url=bus.url,
         merchant_id=str(merchant_id),
         domain=demo.DOMAIN,
         devices=devices,
@@ -206,24 +214,38 @@ def _empty(directory: Path, *, but: tuple[str, ...]) -> None:
 async def database(
     state_dir: Path, screen: Screen, stop_requested: asyncio.Event
 ) -> AsyncIterator[PostgresUrls]:
-    """The user's own server where DATABASE_URL names one, else a child.
-
-    A child that dies is restarted. Where that does not succeed the stop is asked for, and the end
-    of the context raises UnavailableError with the server's last words.
-    """
+    """The user's own server where DATABASE_URL names one, else a child."""
     given = os.environ.get("DATABASE_URL")
     if given:
         screen.step("PostgreSQL of DATABASE_URL")
         yield PostgresUrls(app=given, admin=given)
         return
     screen.step("PostgreSQL, embedded")
-    server = EmbeddedPostgres(state_dir)
+    async with _kept(EmbeddedPostgres(state_dir), stop_requested) as urls:
+        yield urls
+
+
+class _Server(Protocol[U_co]):
+    """A server that runs as a supervised child."""
+
+    async def start(self) -> U_co: ...
+    async def stop(self) -> None: ...
+    async def wait(self) -> None: ...
+
+
+@asynccontextmanager
+async def _kept(server: _Server[U_co], stop_requested: asyncio.Event) -> AsyncIterator[U_co]:
+    """A server as long as the context lasts, and how to reach it.
+
+    A child that dies is restarted. Where that does not succeed the stop is asked for, and the end
+    of the context raises UnavailableError with the server's last words.
+    """
     try:
-        urls = await server.start()
-        given_up = asyncio.create_task(server.wait(), name="postgres-given-up")
+        reached = await server.start()
+        given_up = asyncio.create_task(server.wait(), name=f"{type(server).__name__}-given-up")
         given_up.add_done_callback(lambda _: stop_requested.set())
         try:
-            yield urls
+            yield reached
         finally:
             if not given_up.cancel():
                 given_up.result()

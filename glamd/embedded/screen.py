@@ -66,6 +66,7 @@ class Screen:
             ("MQTT/TLS", f"{description.mqtt_host}:{description.mqtt_port}  (client certificates)"),
             ("admin socket", _shown(description.admin_socket)),
             ("PostgreSQL", _without_password(description.database_url)),
+            ("NATS", _without_password(description.nats_url)),
             ("merchant", f"{description.merchant_id}  {description.domain}"),
             ("for scripts", _shown(state_dir / "dev.json")),
             ("log", _shown(state_dir / "glamd.log")),

@@ -55,6 +55,7 @@ def development_settings(
     certificates: DevelopmentCertificates,
     *,
     database_url: str,
+    nats_url: str,
     ports: Ports,
     changes: Mapping[str, Mapping[str, object]] | None = None,
 ) -> config.Settings:
@@ -99,6 +100,7 @@ def development_settings(
         "admin": {"socket": state_dir / "admin.sock"},
         "auth": {"client_secrets": [made.client], "internal_secrets": [made.internal]},
         "keys": {"kek_file": kek_file},
+        "events": {"servers": [nats_url]},
         "logging": {"format": "json"},
     }
     for section, change in (changes or {}).items():

@@ -1,6 +1,6 @@
 """Events in and out over NATS JetStream: the relay of the outboxes, the consumers, dead letters.
 
-The only room that speaks NATS. What an event does to money, trials or merchants is not here: the
-capabilities write their own events into an outbox (`glamd.outbox`), and `glamd.app` hands the
-consumers a handler for each subject. Spec 3 is the contract.
+The only room that speaks NATS. What an event does to money, trials or merchants is not decided
+here: the capabilities write their own events into an outbox (`glamd.outbox`), and `handlers` calls
+the one whose effect a consumed event is. Spec 3 is the contract.
 """

@@ -7,7 +7,7 @@ the actor's part.
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Final, TypeAlias
@@ -37,14 +37,24 @@ _USED = Counter(
 )
 
 
-def make_journal(database: Database, *, connections: int, batch_limit: int) -> LedgerJournal:
-    """The journal of entries; a result says whether its entry was applied (False: fenced)."""
+def make_journal(
+    database: Database,
+    *,
+    connections: int,
+    batch_limit: int,
+    committed: Callable[[], None] | None,
+) -> LedgerJournal:
+    """The journal of entries; a result says whether its entry was applied (False: fenced).
+
+    `committed` is called after each commit.
+    """
     return Journal(
         name="ledger",
         database=database,
         commit=commit,
         connections=connections,
         batch_limit=batch_limit,
+        committed=committed,
     )
 
 

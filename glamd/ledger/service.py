@@ -7,6 +7,7 @@ error has, is decided elsewhere.
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -50,6 +51,7 @@ class Ledger:
 
     `connections` and `batch_limit` are the journal's: how many commits are under way at once, and
     how many merchants' entries one of them takes. `low_balance_threshold` 0 means no such event.
+    `committed` is called after each commit: there may be events to send.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Ledger:
         low_balance_threshold: int = 100,
         connections: int = 2,
         batch_limit: int = 256,
+        committed: Callable[[], None] | None = None,
     ) -> None:
         self._database = database
         self._system = system
@@ -68,7 +71,9 @@ class Ledger:
         self._low_balance_threshold = low_balance_threshold
         self._seen = _Seen(clock)
         self._refs: dict[UUID, Ref[Command, Applied]] = {}
-        self._journal = make_journal(database, connections=connections, batch_limit=batch_limit)
+        self._journal = make_journal(
+            database, connections=connections, batch_limit=batch_limit, committed=committed
+        )
         self._reader = make_reader(database)
         parts = LedgerParts(
             database=database,

@@ -215,10 +215,10 @@ async def write(connection: Connection, entries: Sequence[Entry]) -> set[UUID]:
     events = [announced for entry in entries for announced in entry.events]
     rows = await connection.fetch(
         _WRITE,
-        [entry.account for entry in entries],
+        [entry.account._asdict() for entry in entries],
         [entry.at for entry in entries],
-        [transaction for entry in entries for transaction in entry.transactions],
-        [event for _, event in events],
+        [transaction._asdict() for entry in entries for transaction in entry.transactions],
+        [event._asdict() for _, event in events],
         [event_id for event_id, _ in events],
     )
     return {row[0] for row in rows}

@@ -13,7 +13,7 @@ from glamd.embedded.settings import Ports, development_settings
 from glamd.errors import ConfigError
 from tests.support.jwt_keys import SigningKey, es256, rs256, write_jwks
 from tests.support.looks import Reply, read
-from tests.support.site import DOMAIN, Site, running_site
+from tests.support.site import DOMAIN, NOBODY, Site, running_site
 
 LIST = "/api/v1/payment-tokens"
 
@@ -41,6 +41,7 @@ async def test_keys_rotate_by_kid_while_the_daemon_runs_and_a_bad_file_changes_n
             state_dir,
             DevelopmentCertificates(state_dir, SystemClock()),
             database_url=database_url,
+            nats_url=NOBODY,
             ports=Ports(http=0, worker=0, mqtt=0),
             changes=changes,
         )

@@ -338,6 +338,7 @@ class AdminWorld:
             health=self.world.health(),
             actors=self.actors,
             merchants=self.merchants,
+            onboarding=self.merchants,
             registry=self.registry,
             keys=self.keys,
             tokens=self.world.tokens,

@@ -39,6 +39,9 @@ from glamd.embedded.settings import (
 from glamd.payments.model import Scheme
 
 DOMAIN = "shop.example"
+NOBODY = "nats://127.0.0.1:1"
+"""Where no NATS server listens."""
+
 ANSWER_TIMEOUT_S = 20.0
 VISA = "4242424242424242"
 KEY_SETS: Mapping[str, Scheme] = {"tdes": "tdes-dukpt", "aes": "aes-dukpt"}
@@ -186,14 +189,19 @@ async def running_site(
     state_dir: Path,
     database_url: str,
     *,
+    nats_url: str = NOBODY,
     changes: Mapping[str, Mapping[str, object]] | None = None,
 ) -> AsyncIterator[Site]:
-    """Start a daemon on this database with a merchant and two key sets; `changes` to settings."""
+    """Start a daemon on this database with a merchant and two key sets; `changes` to settings.
+
+    Without `nats_url` it does without NATS, as it has to be able to.
+    """
     certificates = DevelopmentCertificates(state_dir, SystemClock())
     settings = development_settings(
         state_dir,
         certificates,
         database_url=database_url,
+        nats_url=nats_url,
         ports=Ports(http=0, worker=0, mqtt=0),
         changes=changes,
     )
@@ -220,7 +228,7 @@ async def _site(
         merchant_id = merchants[0].merchant_id
     else:
         merchant_id = uuid4()
-        await daemon.merchants.create(
+        await daemon.onboarding.create(
             platform="custom", shop_id="1", domain=DOMAIN, merchant_id=merchant_id
         )
         for key_set, scheme in KEY_SETS.items():

@@ -7,6 +7,7 @@ expected of each is worked out here anew from what the table declares.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -31,6 +32,12 @@ STORED: Final[dict[str, object]] = {
     "token_data": {"access_token": "shpat_0"},
     "token_type": "oauth",
 }
+BOUGHT: Final[dict[str, object]] = {
+    "pack": "small",
+    "platform": "custom",
+    "return_url": f"https://{DOMAIN}/thanks",
+}
+NUMBERS: Final = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,7 @@ class Shop:
     merchant_id: UUID
     domain: str
     token: str
+    purchase: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +109,15 @@ class World:
             "merchant_id": str(shop.merchant_id),
             "platform": str(STORED["platform_name"]),
             "file": "docs.js",
+            "id": shop.purchase,
         }
         query = {} if "merchant_id" in route.names else {"merchant_id": str(shop.merchant_id)}
         return await read(
             await self.site.http.request(
                 route.method,
                 route.path.format_map(values),
-                params=query if route.method == "GET" and not route.public else {},
-                json=stored(shop) if route.method == "POST" else None,
+                params=query if route.path == "/api/v1/payment-tokens" else {},
+                json=body_for(route, shop),
                 headers={} if header is None else {"Authorization": header},
             )
         )
@@ -121,7 +130,11 @@ class World:
         platforms = await self.site.database.fetch(
             "SELECT merchant_id, generation FROM glam.platform_tokens ORDER BY merchant_id"
         )
-        return [tuple(row) for row in (*tokens, *platforms)]
+        money = [
+            await self.site.database.fetch(f"SELECT * FROM glam.{table} ORDER BY 1")  # noqa: S608
+            for table in ("credit_accounts", "billing_records", "credit_purchases", "webhooks")
+        ]
+        return [tuple(row) for rows in (tokens, platforms, *money) for row in rows]
 
 
 def signed(claims: dict[str, str], secret: str, *, lives_s: int = 600) -> str:
@@ -134,10 +147,28 @@ def stored(shop: Shop) -> dict[str, object]:
     return STORED | {"merchant_id": str(shop.merchant_id), "domain": shop.domain}
 
 
+def body_for(route: Route, shop: Shop) -> dict[str, object] | None:
+    """What is sent there about this shop, right in itself."""
+    if route.method != "POST":
+        return None
+    if route.path in ("/api/credits/consume", "/api/credits/grant"):
+        return {
+            "merchant_id": str(shop.merchant_id),
+            "amount": 1,
+            "reference_type": "test",
+            "reference_id": str(next(NUMBERS)),
+        }
+    if route.path == "/api/billing/purchases":
+        return {**BOUGHT}
+    return stored(shop) if route.path == "/api/v1/tokens" else {}
+
+
 def expected(route: Route, caller: Caller, *, own: bool) -> tuple[int, str]:
     """What the table means, said a second time."""
     assert route.operation is not None
     good = (route.operation.status, "ok")
+    if route.path.startswith("/webhooks/"):
+        return 401, "UNAUTHENTICATED"  # nobody's signature is there
     if not route.access or caller.kind is None:
         return (401, "UNAUTHENTICATED") if route.access else good
     fitting: list[Access] = [each for each in route.access if each.kind == caller.kind]
@@ -147,30 +178,47 @@ def expected(route: Route, caller: Caller, *, own: bool) -> tuple[int, str]:
         return 403, "SERVICE_NOT_ALLOWED"
     if own or fitting[0].owner == "any":
         return good
-    return not_there(route)
+    return not_there(route, good)
 
 
-def not_there(route: Route) -> tuple[int, str]:
+def not_there(route: Route, good: tuple[int, str]) -> tuple[int, str]:
     """The answer about what belongs to another merchant."""
-    if route.method == "POST":
+    if route.path == "/api/v1/tokens":
         return 401, "DOMAIN_MISMATCH"
-    return 404, "TOKEN_NOT_FOUND" if "token" in route.names else "NOT_FOUND"
+    codes = {"token": "TOKEN_NOT_FOUND", "id": "PURCHASE_NOT_FOUND", "merchant_id": "NOT_FOUND"}
+    told = [code for name, code in codes.items() if name in route.names]
+    if route.path == "/api/v1/payment-tokens":
+        told = ["NOT_FOUND"]
+    # Where no merchant is named the caller's own is meant.
+    return (404, told[0]) if told else good
 
 
 @pytest.fixture
 async def world(site: Site) -> World:
-    """Two merchants, each with a payment token and a platform token."""
+    """Two merchants, each with a payment token, a platform token, credits and a purchase."""
     other = uuid4()
-    await site.daemon.merchants.create(
+    await site.daemon.onboarding.create(
         platform="custom", shop_id="2", domain="other.example", merchant_id=other
     )
     shops = []
     secret = jwt_secrets(site.state_dir).client
     for merchant_id, domain in ((site.merchant_id, DOMAIN), (other, "other.example")):
-        shop = Shop(
-            merchant_id, domain, await tap(site, await site.enroll(merchant_id=merchant_id))
-        )
-        header = signed({"merchant_id": str(merchant_id), "shop": domain}, secret)
+        token = await tap(site, await site.enroll(merchant_id=merchant_id))
+        claims = {"merchant_id": str(merchant_id), "shop": domain, "scope": SCOPES}
+        header = signed(claims, secret)
+        bought = BOUGHT | {"return_url": f"https://{domain}/"}
+        async with site.http.post(
+            "/api/billing/purchases", json=bought, headers={"Authorization": header}
+        ) as answer:
+            assert answer.status == 201, await answer.text()
+            shop = Shop(merchant_id, domain, token, (await answer.json())["data"]["purchase_id"])
+        granted = {"merchant_id": str(merchant_id), "amount": 100, "reference_type": "test"}
+        async with site.http.post(
+            "/api/credits/grant",
+            json=granted | {"reference_id": "first"},
+            headers=site.internal("credits:write"),
+        ) as answer:
+            assert answer.status == 200, await answer.text()
         async with site.http.post(
             "/api/v1/tokens", json=stored(shop), headers={"Authorization": header}
         ) as answer:
@@ -198,7 +246,11 @@ async def test_every_route_answers_every_caller_as_the_table_says(world: World) 
     assert not wrong
     assert await world.rows() == before, "a refused call must change nothing"
     # What takes away comes last.
+    begun = False
     for route, caller, shop, should in sorted(allowed, key=lambda case: case[0].method == "DELETE"):
+        if (route.method, route.path) == ("POST", "/api/billing/trials"):
+            # It is the caller's own both times, and a merchant has one.
+            should, begun = (409, "TRIAL_ALREADY_USED") if begun else should, True  # noqa: PLW2901
         found = (await world.ask(route, caller.header, shop)).outcome
         if found != should:
             wrong.append((route.method, route.path, str(caller), shop.domain, found, should))
@@ -207,7 +259,7 @@ async def test_every_route_answers_every_caller_as_the_table_says(world: World) 
 
 async def test_another_merchants_token_and_an_unknown_one_are_answered_alike(world: World) -> None:
     header = world.site.client()["Authorization"]
-    unknown = Shop(uuid4(), "nowhere.example", "ptk_" + "0" * 26)
+    unknown = Shop(uuid4(), "nowhere.example", "ptk_" + "0" * 26, str(uuid4()))
     for route in api_routes():
         if not any(each.kind == "client" for each in route.access) or route.method == "POST":
             continue

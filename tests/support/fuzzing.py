@@ -25,14 +25,38 @@ REAL_EVERY = 2
 """Of so many cases one has real ids in place of made-up ones, so that something is found."""
 
 # What no schema can say of right data: that it was right once (a key that was used, a token that
-# ended), and that one field of it depends on another.
-BEYOND_SCHEMAS_CODES = frozenset({"IDEMPOTENCY_KEY_REUSED", "TOKEN_EXPIRED", "TOKEN_REVOKED"})
+# ended, credits that are spent), that one field of it depends on another, and what is configured.
+BEYOND_SCHEMAS_CODES = frozenset(
+    {
+        "IDEMPOTENCY_KEY_REUSED",
+        "INSUFFICIENT_CREDITS",
+        "INVALID_PACK",
+        "PLATFORM_ERROR",
+        "TOKEN_EXPIRED",
+        "TOKEN_REVOKED",
+    }
+)
+# Printable by the ledger's rules, and of no more bytes than it keeps. JSON Schema takes 5.0 for an
+# integer; credits are never read from a number with a fraction.
+_MOVE = frozenset({"amount", "reference_type", "reference_id", "description", "metadata"})
 BEYOND_SCHEMAS_FIELDS: Mapping[str, frozenset[str]] = {
     # A cursor is one that was given out and excludes a page; a service must name the merchant.
     "listPaymentTokens": frozenset({"cursor", "merchant_id"}),
+    "listCreditTransactions": frozenset({"cursor"}),
+    "listPurchases": frozenset({"cursor"}),
     # The header and the field are the same thing.
     "storePlatformToken": frozenset({"idempotency_key"}),
+    "startTrial": frozenset({"idempotency_key"}),
+    # The shop's own host, or one that is configured.
+    "beginPurchase": frozenset({"idempotency_key", "return_url"}),
+    "consumeCredits": _MOVE,
+    "grantCredits": _MOVE,
 }
+DOCUMENTED_5XX = frozenset({502})
+"""What another's server is to blame for: the platform that sells."""
+
+UNSIGNED = frozenset({"POST /webhooks/shopify", "POST /webhooks/custom"})
+"""Operations whose signature nobody here can make, so that all they get is a refusal."""
 
 Operation = Mapping[str, Any]
 Case: TypeAlias = schemathesis.Case[Any]

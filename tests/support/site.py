@@ -40,8 +40,11 @@ from glamd.payments.model import Scheme
 
 DOMAIN = "shop.example"
 NOBODY = "nats://127.0.0.1:1"
-"""Where no NATS server listens."""
+NOBODY_HTTP = "http://127.0.0.1:1"
+"""Where no server listens."""
 
+SHOPIFY_SECRET = "shpss_of_the_tests"
+CHECKOUT_SECRET = "of the payment page, for both directions"
 ANSWER_TIMEOUT_S = 20.0
 VISA = "4242424242424242"
 KEY_SETS: Mapping[str, Scheme] = {"tdes": "tdes-dukpt", "aes": "aes-dukpt"}
@@ -197,13 +200,18 @@ async def running_site(
     Without `nats_url` it does without NATS, as it has to be able to.
     """
     certificates = DevelopmentCertificates(state_dir, SystemClock())
+    sold_at: dict[str, dict[str, object]] = {
+        "checkout": {"url": "https://pay.example/checkout", "secrets": [CHECKOUT_SECRET]},
+        # Where a test goes there it names a stand-in.
+        "shopify": {"api_key": "app", "api_secrets": [SHOPIFY_SECRET], "base_url": NOBODY_HTTP},
+    }
     settings = development_settings(
         state_dir,
         certificates,
         database_url=database_url,
         nats_url=nats_url,
         ports=Ports(http=0, worker=0, mqtt=0),
-        changes=changes,
+        changes={**sold_at, **(changes or {})},
     )
     database = await Database.connect(database_url, pool_size=2)
     try:

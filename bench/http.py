@@ -1,10 +1,11 @@
-"""The cheapest authenticated GET: what a request costs before anybody does anything for it.
+"""`GET /api/credits` with a JWT: what a request costs that has next to nothing to do.
 
-Ours is the pipeline that every route has: JWT verified, ids, security headers, access rule, rate,
-metrics, access line. Beside it stand bare aiohttp, which answers the same bytes and does nothing,
-and FastAPI on uvicorn, which does the same work as its users write it; it is there a second time
-with a cache of verified tokens, which they could write too. One generator, in a process of its own,
-asks them all in turn, round by round. `python -m bench.http` prints the rows.
+Ours is the real route over the ledger and PostgreSQL, behind the pipeline that every route has: JWT
+verified, ids, security headers, access rule, rate, metrics, access line. The others answer the same
+data without looking for it: bare aiohttp, which answers the same bytes and does nothing else, and
+FastAPI on uvicorn, which does the rest as its users write it; it is there a second time with a
+cache of verified tokens, which they could write too. One generator, in a process of its own, asks
+them all in turn, round by round. `python -m bench.http` prints the rows.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ FASTAPI_BAR: Final = 2.0
 BARE_BAR: Final = 0.35
 
 NAMES: Final = {
-    "glamd": "cheapest authenticated GET",
+    "glamd": "GET /api/credits",
     "aiohttp": "bare aiohttp",
     "fastapi": "FastAPI on uvicorn",
     "fastapi-cached": "FastAPI on uvicorn, verified tokens cached",

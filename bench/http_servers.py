@@ -6,12 +6,15 @@ of them run on uvloop and write their access lines, if any, to /dev/null.
 
 import asyncio
 import importlib
+import signal
 import socket
+import tempfile
 import time
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TextIO
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import jwt
 import orjson
@@ -19,15 +22,22 @@ import uvloop
 from aiohttp import web
 
 from glamd import logs
-from glamd.clock import SystemClock
+from glamd.actor import System
+from glamd.admin import migrate
+from glamd.clock import Clock, SystemClock
+from glamd.db import Database
+from glamd.embedded.postgres import EmbeddedPostgres
 from glamd.errors import NotFoundError
 from glamd.http.addresses import ClientAddress
 from glamd.http.auth import Authenticator
-from glamd.http.call import Answer, Call
+from glamd.http.credits import CreditRoutes
 from glamd.http.limits import HttpLimits, RateLimiter
 from glamd.http.listener import Listener
 from glamd.http.middleware import Pipeline
-from glamd.http.routes import Route, RouteTable, client
+from glamd.http.routes import RouteTable
+from glamd.ledger.model import Command, Operation
+from glamd.ledger.service import Ledger
+from glamd.lifetime import spare_the_collector
 from glamd.merchants.store import Merchant
 
 PATH: Final = "/api/credits"
@@ -72,39 +82,78 @@ def nowhere() -> TextIO:
 
 
 async def _glamd() -> None:
+    """The real route over the real ledger and PostgreSQL, behind the pipeline of every route."""
     logs.configure("info", "json", nowhere())
     clock = SystemClock()
     limits = HttpLimits()
-
-    async def credit(_call: Call) -> Answer:
-        return Answer(data=DATA)
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
 
     async def nobody(_domain: str) -> Merchant:
         raise NotFoundError("There is no such merchant.")
 
     revoked: frozenset[str | None] = frozenset({"another"})
-    pipeline = Pipeline(
-        listener="api",
-        table=RouteTable(
-            [Route(method="GET", path=PATH, handler=credit, access=(client("bff:call"),))]
-        ),
-        authenticate=Authenticator(
-            client_secrets=[SECRET],
-            internal_secrets=[],
-            require_audience=True,
-            merchant_by_domain=nobody,
+    async with AsyncExitStack() as stack:
+        pipeline = Pipeline(
+            listener="api",
+            table=RouteTable(CreditRoutes(await _ledger(stack, clock)).routes()),
+            authenticate=Authenticator(
+                client_secrets=[SECRET],
+                internal_secrets=[],
+                require_audience=True,
+                merchant_by_domain=nobody,
+                clock=clock,
+                is_revoked=lambda *, jti, kid: jti in revoked or kid in revoked,
+            ),
+            address=ClientAddress(),
+            limits=limits,
+            limiter=RateLimiter(rate_per_s=1e6, burst=1_000_000, clock=clock),
+            draining=lambda: False,
             clock=clock,
-            is_revoked=lambda *, jti, kid: jti in revoked or kid in revoked,
-        ),
-        address=ClientAddress(),
-        limits=limits,
-        limiter=RateLimiter(rate_per_s=1e6, burst=1_000_000, clock=clock),
-        draining=lambda: False,
-        clock=clock,
-    )
-    listener = Listener(pipeline, name="api", limits=limits, refuse=pipeline.refuse)
-    announce(await listener.start_tcp("127.0.0.1", 0, None))
-    await asyncio.Event().wait()
+        )
+        listener = Listener(pipeline, name="api", limits=limits, refuse=pipeline.refuse)
+        port = await listener.start_tcp("127.0.0.1", 0, None)
+        stack.push_async_callback(listener.stop, 1.0)
+        spare_the_collector()
+        announce(port)
+        await stopped.wait()
+
+
+async def _ledger(stack: AsyncExitStack, clock: Clock) -> Ledger:
+    """A ledger with the merchant's account, which holds what `DATA` says."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="glamd-bench-"))
+    server = EmbeddedPostgres(Path(folder))
+    urls = await server.start()
+    stack.push_async_callback(server.stop)
+    await migrate.upgrade(urls.app)
+    database = await Database.connect(urls.app)
+    stack.push_async_callback(database.close)
+    system = System(clock=clock)
+    ledger = Ledger(database, system=system, clock=clock)
+    await ledger.start()
+    stack.push_async_callback(ledger.stop, 1.0)
+    stack.push_async_callback(system.drain, 1.0)
+    async with database.transaction() as connection:
+        await ledger.open_account(
+            connection,
+            merchant_id=UUID(MERCHANT),
+            platform_name="shopify",
+            platform_id="1",
+            platform_domain="shop.example",
+        )
+    moves: tuple[tuple[Operation, int], ...] = (("credit", 12_000), ("debit", 2_588))
+    for operation, amount in moves:
+        await ledger.apply(
+            Command(
+                merchant_id=UUID(MERCHANT),
+                operation=operation,
+                amount=amount,
+                reference_type="bench",
+                reference_id=operation,
+                correlation_id="bench",
+            )
+        )
+    return ledger
 
 
 # ---- bare aiohttp

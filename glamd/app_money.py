@@ -145,7 +145,13 @@ def build_money(
         clock=clock,
         settings=sold,
     )
-    webhooks = Webhooks(glam, settlement=billing.settlement, platforms=platforms, clock=clock)
+    webhooks = Webhooks(
+        glam,
+        settlement=billing.settlement,
+        platforms=platforms,
+        clock=clock,
+        kept_for=timedelta(days=settings.billing.webhook_retention_days),
+    )
     reconciliation = Reconciliation(
         glam, settlement=billing.settlement, platforms=platforms, clock=clock
     )

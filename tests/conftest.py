@@ -16,6 +16,7 @@ import pytest
 import uvloop
 
 from glamd.db import Database
+from tests.support.nats import NatsServer
 from tests.support.postgres import PostgresServer
 
 IN_CI = os.environ.get("CI") == "true"
@@ -39,6 +40,17 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
             url=os.environ.get("DATABASE_URL"),
             state_dir=tmp_path_factory.mktemp("server"),
         )
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """The session's NATS server with JetStream."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        server = NatsServer(runner, tmp_path_factory.mktemp("bus"))
         try:
             yield server
         finally:

@@ -148,9 +148,9 @@ class Checkouts:
             completed_at=None,
             expires_at=now + self._settings.purchase_life,
         )
-        # The moment stands there from the start: we may die before we hear an answer.
-        first = now + store.RECONCILE_FIRST if seller and seller.can_be_asked else None
-        if not await store.insert_purchase(self._database, begun, reconcile_at=first):
+        # That it is to be asked stands there from the start: we may die before we hear an answer.
+        can_be_asked = seller is not None and seller.can_be_asked
+        if not await store.insert_purchase(self._database, begun, can_be_asked=can_be_asked):
             raise MerchantNotFoundError
         return begun
 

@@ -68,32 +68,34 @@ class Reconciliation:
             self._database, now=self._clock.now(), platforms=list(self._platforms), limit=BATCH
         )
         async with asyncio.TaskGroup() as group:
-            for purchase in due:
-                group.create_task(self._one(purchase), name=f"reconcile:{purchase.purchase_id}")
+            for purchase, age in due:
+                group.create_task(
+                    self._one(purchase, age), name=f"reconcile:{purchase.purchase_id}"
+                )
         return len(due)
 
-    async def _one(self, purchase: Purchase) -> None:
+    async def _one(self, purchase: Purchase, age: timedelta) -> None:
         """Ask about one purchase. Raises nothing: one that fails must not stop the others."""
         try:
-            await self._ask(purchase)
+            await self._ask(purchase, age)
         except (NotSoldError, UnansweredError) as error:
             self._count(purchase, error.code)
-            await self._give_up_some_day(purchase)
+            await self._give_up_some_day(purchase, age)
         except TransientError as error:
             self._count(purchase, error.code)
         except GlamError as error:
             # Such as a merchant without an account, or credits that were granted otherwise.
             self._count(purchase, error.code)
-            await self._give_up_some_day(purchase)
+            await self._give_up_some_day(purchase, age)
         except Exception:
             log.exception("reconciliation_crashed", **_ids(purchase))
 
-    async def _ask(self, purchase: Purchase) -> None:
+    async def _ask(self, purchase: Purchase, age: timedelta) -> None:
         platform = self._platforms[purchase.platform]
         report = await platform.find(order_of(purchase), purchase.platform_charge_id)
         if report is None:
             self._count(purchase, "no_charge")
-            await self._without_charge(purchase)
+            await self._without_charge(purchase, age)
             return
         self._count(purchase, "answered")
         outcome = await self._settlement.settle(
@@ -103,38 +105,35 @@ class Reconciliation:
             correlation_id=f"reconciliation-{purchase.purchase_id}",
         )
         if outcome.startswith("wrong_"):
-            await self._give_up_some_day(purchase)
+            await self._give_up_some_day(purchase, age)
         elif not report.is_final:
-            await self._close(purchase, report)
+            await self._close(purchase, age, report)
 
-    async def _without_charge(self, purchase: Purchase) -> None:
+    async def _without_charge(self, purchase: Purchase, age: timedelta) -> None:
         """The platform has no such charge: certain, once it has had the time to make it."""
-        if self._is_older(purchase, MADE_WITHIN):
+        if age > MADE_WITHIN:
             failure = "NOT_MADE" if purchase.platform_charge_id is None else "CHARGE_GONE"
-            is_over = self._is_older(purchase, OPEN_FOR)
+            is_over = age > OPEN_FOR
             purchase_id = purchase.purchase_id
             if await store.fail(self._database, purchase_id, failure=failure, is_final=is_over):
                 log.info("purchase_failed", reason=failure, **_ids(purchase))
             elif is_over:
                 await store.reconciled(self._database, purchase_id)
 
-    async def _close(self, purchase: Purchase, report: Report) -> None:
+    async def _close(self, purchase: Purchase, age: timedelta, report: Report) -> None:
         """Ask no more about a charge that was open for so long that nobody can pay it."""
-        if self._is_older(purchase, OPEN_FOR):
+        if age > OPEN_FOR:
             log.info("purchase_left_open", status=report.status, **_ids(purchase))
             await store.reconciled(self._database, purchase.purchase_id)
 
-    async def _give_up_some_day(self, purchase: Purchase) -> None:
-        if not self._is_older(purchase, GIVE_UP_AFTER):
+    async def _give_up_some_day(self, purchase: Purchase, age: timedelta) -> None:
+        if age <= GIVE_UP_AFTER:
             return
         log.error("purchase_unreconciled", **_ids(purchase))
         try:
             await store.reconciled(self._database, purchase.purchase_id)
         except TransientError as error:
             self._count(purchase, error.code)
-
-    def _is_older(self, purchase: Purchase, age: timedelta) -> bool:
-        return self._clock.now() - purchase.created_at > age
 
     def _count(self, purchase: Purchase, outcome: str) -> None:
         _ASKED.labels(purchase.platform, outcome).inc()

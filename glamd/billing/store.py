@@ -45,10 +45,12 @@ WHERE merchant_id = $1
 RETURNING true
 """
 _LOCK_RECORD: Final = "SELECT true FROM glam.billing_records WHERE merchant_id = $1 FOR UPDATE"
+# Over is what is over by our clock and by the database's: a node whose clock is ahead ends nothing
+# before its time, which could not be taken back.
 _EXPIRE_TRIALS: Final = """
 WITH due AS MATERIALIZED (
     SELECT merchant_id FROM glam.billing_records
-    WHERE trial_ends_at <= $1 AND trial_expired_at IS NULL
+    WHERE trial_ends_at <= least($1, now()) AND trial_expired_at IS NULL
     ORDER BY trial_ends_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED
@@ -75,7 +77,9 @@ WITH counted AS (
 INSERT INTO glam.credit_purchases (
     purchase_id, merchant_id, pack, credits, amount_minor, currency, status, platform, return_url,
     test, failure, reconcile_at, created_at, expires_at)
-SELECT $1, merchant_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 FROM counted
+SELECT $1, merchant_id, $3, $4, $5, $6, $7, $8, $9, $10, $11,
+       CASE WHEN $12 THEN least($13, now()) + $15::interval END, $13, $14
+FROM counted
 """
 _ONE: Final = f"SELECT {_COLUMNS} FROM glam.credit_purchases WHERE purchase_id = $1"  # noqa: S608 - our own constants
 _LOCK: Final = f"{_ONE} FOR UPDATE"
@@ -118,7 +122,7 @@ RETURNING true
 _EXPIRE: Final = """
 WITH due AS MATERIALIZED (
     SELECT purchase_id FROM glam.credit_purchases
-    WHERE status = 'pending' AND expires_at <= $1
+    WHERE status = 'pending' AND expires_at <= least($1, now())
     ORDER BY expires_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED
@@ -129,19 +133,21 @@ RETURNING p.purchase_id
 """
 
 # Taking one is at the same time the decision when it is looked at again: no second write is needed
-# where the platform has nothing new, or where whoever took it dies.
+# where the platform has nothing new, or where whoever took it dies. Here too a clock that is ahead
+# does not count: it would ask before the charge is made, and take the answer for the last word.
 _CLAIM_UNSURE: Final = f"""
 WITH due AS MATERIALIZED (
     SELECT purchase_id AS id FROM glam.credit_purchases
-    WHERE reconcile_at <= $1 AND platform = ANY($2)
+    WHERE reconcile_at <= least($1, now()) AND platform = ANY($2)
     ORDER BY reconcile_at
     LIMIT $3
     FOR UPDATE SKIP LOCKED
 )
 UPDATE glam.credit_purchases
-SET reconcile_at = $1 + least(greatest(($1 - created_at) / 2, $4::interval), $5::interval)
+SET reconcile_at = least($1, now())
+    + least(greatest((least($1, now()) - created_at) / 2, $4::interval), $5::interval)
 FROM due WHERE purchase_id = due.id
-RETURNING {_COLUMNS}
+RETURNING {_COLUMNS}, least($1, now()) - created_at AS age
 """  # noqa: S608 - our own constants
 _RECONCILED: Final = """
 UPDATE glam.credit_purchases SET reconcile_at = NULL WHERE purchase_id = $1
@@ -194,9 +200,12 @@ async def add_purchased(
 
 
 async def insert_purchase(
-    connection: Connection | Database, purchase: Purchase, *, reconcile_at: datetime | None
+    connection: Connection | Database, purchase: Purchase, *, can_be_asked: bool
 ) -> bool:
-    """Insert a purchase that has no charge yet, and count it; False where there is no record."""
+    """Insert a purchase that has no charge yet, and count it; False where there is no record.
+
+    `can_be_asked`: its platform is to be asked about it, from RECONCILE_FIRST on.
+    """
     tag = await connection.execute(
         _INSERT,
         purchase.purchase_id,
@@ -210,9 +219,10 @@ async def insert_purchase(
         purchase.return_url,
         purchase.is_test,
         purchase.failure,
-        reconcile_at,
+        can_be_asked,
         purchase.created_at,
         purchase.expires_at,
+        RECONCILE_FIRST,
     )
     return tag == "INSERT 0 1"
 
@@ -282,12 +292,15 @@ async def expire(database: Database, *, now: datetime, limit: int) -> list[UUID]
 
 async def claim_unsure(
     database: Database, *, now: datetime, platforms: Sequence[PlatformName], limit: int
-) -> list[Purchase]:
-    """Take purchases whose platform is to be asked now; nobody else takes them meanwhile."""
+) -> list[tuple[Purchase, timedelta]]:
+    """Take purchases whose platform is to be asked now, and how old they are.
+
+    Nobody else takes them meanwhile.
+    """
     rows = await database.fetch(
         _CLAIM_UNSURE, now, list(platforms), limit, RECONCILE_FIRST, RECONCILE_PAUSE_MAX
     )
-    return [_purchase(row) for row in rows]
+    return [(_purchase(row), row["age"]) for row in rows]
 
 
 async def reconciled(connection: Connection | Database, purchase_id: UUID) -> None:

@@ -4,7 +4,6 @@ The rules of trials and purchases are billing's; whose they are is the token's w
 and no path can change.
 """
 
-import re
 from typing import Final
 from uuid import UUID
 
@@ -30,10 +29,7 @@ from glamd.http.identity import Client
 from glamd.http.operation import Operation, Param, Refusal
 from glamd.http.routes import Route, client
 from glamd.idempotency import Keep
-
-SCOPE: Final = "bff:call"
-
-_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+from glamd.ids import as_uuid
 
 
 class BillingRoutes:
@@ -59,7 +55,7 @@ class BillingRoutes:
                 method=method,
                 path=path,
                 handler=handler,
-                access=(client(SCOPE),),
+                access=(client(),),
                 operation=operation,
             )
             for method, path, handler, operation in found
@@ -107,10 +103,10 @@ class BillingRoutes:
         )
 
     async def _purchase_of(self, call: Call) -> Answer:
-        text = call.params["id"]
-        if not _UUID.fullmatch(text):
+        purchase_id = as_uuid(call.params["id"])
+        if purchase_id is None:
             raise PurchaseNotFoundError
-        found = await self._billing.purchase_of(_merchant(call), UUID(text))
+        found = await self._billing.purchase_of(_merchant(call), purchase_id)
         return Answer(data=purchase_as_json(found))
 
 

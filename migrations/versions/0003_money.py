@@ -165,6 +165,12 @@ CREATE TABLE glam.webhooks (
 );
 COMMENT ON COLUMN glam.webhooks.try_at IS 'null: done with, the outcome says how';
 CREATE INDEX webhooks_waiting ON glam.webhooks (try_at) WHERE try_at IS NOT NULL;
+
+INSERT INTO glam.billing_records (merchant_id, created_at) SELECT merchant_id, now()
+FROM glam.merchants;
+INSERT INTO glam.credit_accounts (
+    merchant_id, platform_name, platform_id, platform_domain, created_at, updated_at)
+SELECT merchant_id, platform, shop_id, domain, now(), now() FROM glam.merchants;
 """
 )
 

@@ -223,6 +223,18 @@ async def test_a_charge_is_found_by_its_name_among_many(world: World, node: Node
     assert await world.balance(merchant_id) == 500
 
 
+async def test_a_charge_is_found_by_its_name_though_our_clock_is_an_hour_ahead(
+    world: World, node: Node
+) -> None:
+    merchant_id, purchase = await bought_by(world, node)
+    charge = world.paid(purchase)
+    # Shopify's times are in whole seconds.
+    charge.created_at = world.clock.now() - timedelta(hours=1, seconds=1)
+    await forget_charge(world, purchase)
+    await ask_when_due(world, node, purchase)
+    assert await world.balance(merchant_id) == 500
+
+
 async def test_a_search_ends_where_charges_are_older_than_the_purchase(
     world: World, node: Node
 ) -> None:
@@ -237,7 +249,7 @@ async def test_a_search_ends_where_charges_are_older_than_the_purchase(
             "USD",
             False,
             "https://x/",
-            created_at=world.clock.now() - timedelta(hours=2),
+            created_at=world.clock.now() - timedelta(hours=2, seconds=1),
         )
         for number in range(1, 100)
     ]

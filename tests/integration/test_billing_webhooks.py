@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -435,20 +434,6 @@ async def test_one_webhook_that_crashes_holds_up_no_other(
     assert await world.outcomes() == [None, "completed"]
     assert await world.balance(merchant_id) == 500
     assert [event["event"] for event in events].count("webhook_crashed") == 1
-
-
-async def test_webhooks_of_long_ago_are_deleted_and_waiting_ones_are_not(
-    world: World, node: Node
-) -> None:
-    _, purchase = await bought_by(world, node)
-    charge = world.paid(purchase)
-    await node.hear(world.shopify.webhook(charge, Topic="app/uninstalled"))
-    await node.hear(world.shopify.webhook(charge))
-    world.clock.advance(timedelta(days=30, seconds=1).total_seconds())
-    await node.hear(world.shopify.webhook(charge, Topic="app/uninstalled"))
-    assert await node.webhooks.purge() == 1
-    assert await node.webhooks.purge() == 0
-    assert await world.outcomes() == [None, "ignored"]
 
 
 # ---- the same by event

@@ -27,6 +27,11 @@ SELECT (SELECT to_jsonb(m) FROM glam.merchants m) AS merchant,
        (SELECT to_jsonb(o) FROM cde.outbox o) AS event
 """
 
+OPENED = """
+SELECT balance, platform_domain, purchase_count
+FROM glam.credit_accounts JOIN glam.billing_records USING (merchant_id)
+"""
+
 
 async def rows(url: str) -> dict[str, dict[str, object]]:
     database = await Database.connect(url, pool_size=1)
@@ -56,6 +61,12 @@ async def test_the_rows_of_the_first_release_stand_after_going_up_and_coming_dow
     await migrate.upgrade(empty_database_url)
     for name, row in (await rows(empty_database_url)).items():
         assert before[name].items() <= row.items(), "columns may come, what was there stays"
+    database = await Database.connect(empty_database_url, pool_size=1)
+    try:
+        opened = await database.fetchrow(OPENED)
+    finally:
+        await database.close()
+    assert tuple(opened or ()) == (0, "shop.example", 0), "and can be billed from now on"
 
     await migrate.downgrade(empty_database_url, revision="0001")
     assert await rows(empty_database_url) == before

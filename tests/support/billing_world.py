@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 from uuid import UUID, uuid4
 
@@ -15,6 +16,7 @@ from glamd.billing.platforms.custom import Custom, CustomSettings
 from glamd.billing.platforms.shopify import ShopAccess, Shopify, ShopifySettings, open_session
 from glamd.billing.reconciliation import Reconciliation
 from glamd.billing.service import Billing
+from glamd.billing.webhooks.service import KEPT_FOR as WEBHOOKS_KEPT_FOR
 from glamd.billing.webhooks.service import Webhooks
 from glamd.db import Database
 from glamd.embedded.demo_shopify import Charge, DemoShop
@@ -81,7 +83,8 @@ class World:
     def __init__(self, database: Database, url: str, shopify: ShopifyStandIn) -> None:
         self.database = database
         self.url = url
-        self.clock = SettableClock()
+        # Before the database's own, which nothing here may be ahead of; see glamd/billing/store.py.
+        self.clock = SettableClock(datetime(2020, 11, 12, 10, 30, tzinfo=UTC))
         self.shopify = shopify
         self.shops: dict[UUID, DemoShop] = {}
 
@@ -105,11 +108,17 @@ class World:
         timeout_s: float = 5.0,
         is_test: bool = False,
         base_url: str | None = None,
+        clock: SettableClock | None = None,
+        pool_size: int = 4,
+        webhooks_kept_for: timedelta = WEBHOOKS_KEPT_FOR,
     ) -> AsyncIterator[Node]:
-        """A node with connections of its own."""
-        database = await Database.connect(url or self.url, pool_size=4, statement_timeout_s=2.0)
+        """A node with connections of its own, and maybe a clock."""
+        clock = clock or self.clock
+        database = await Database.connect(
+            url or self.url, pool_size=pool_size, statement_timeout_s=2.0
+        )
         system = System()
-        ledger = Ledger(database, system=system, clock=self.clock)
+        ledger = Ledger(database, system=system, clock=clock)
         async with open_session(connections=16) as session:
             shopify = Shopify(
                 ShopifySettings(
@@ -130,20 +139,24 @@ class World:
                 ledger=ledger,
                 platforms=platforms,
                 shop_of=self._shop_of,
-                clock=self.clock,
+                clock=clock,
                 settings=settings or BillingSettings(return_hosts=frozenset({"app.example.com"})),
             )
             webhooks = Webhooks(
-                database, settlement=billing.settlement, platforms=platforms, clock=self.clock
+                database,
+                settlement=billing.settlement,
+                platforms=platforms,
+                clock=clock,
+                kept_for=webhooks_kept_for,
             )
             reconciliation = Reconciliation(
-                database, settlement=billing.settlement, platforms=platforms, clock=self.clock
+                database, settlement=billing.settlement, platforms=platforms, clock=clock
             )
             jobs = BillingJobs(
                 database,
                 webhooks=webhooks,
                 reconciliation=reconciliation,
-                clock=self.clock,
+                clock=clock,
                 expiry_interval_s=FAST_S,
                 reconciliation_interval_s=FAST_S,
                 webhook_interval_s=FAST_S,

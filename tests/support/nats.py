@@ -78,7 +78,9 @@ async def stored(client: Client) -> list[Stored]:
         state = (await manager.stream_info(STREAM)).state
     except NotFoundError:
         return []
-    found = []
+    found: list[Stored] = []
+    if not state.messages:
+        return found  # it would be asked for number 0
     for sequence in range(state.first_seq, state.last_seq + 1):
         message = await manager.get_msg(STREAM, sequence)
         found.append(Stored(message.subject or "", message.headers or {}, message.data or b""))

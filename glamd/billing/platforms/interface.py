@@ -17,6 +17,8 @@ from glamd.billing.money import Money
 from glamd.errors import GlamError
 
 DELIVERY_ID_LIMIT: Final = 200
+"""Characters of what a sender calls it. What it is known by here may be 33 longer, and is a
+correlation id then, of 255 at most."""
 TOPIC_LIMIT: Final = 100
 DOMAIN_LIMIT: Final = 253
 
@@ -68,7 +70,10 @@ class Checkout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """A webhook whose signature is right; what is not signed of it is a claim."""
+    """A webhook whose signature is right; what is not signed of it is a claim.
+
+    One that comes again has the same `delivery_id`.
+    """
 
     delivery_id: str
     topic: str

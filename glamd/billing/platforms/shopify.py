@@ -45,8 +45,9 @@ ATTEMPTS_LIMIT: Final = 3
 ANSWER_LIMIT_BYTES: Final = 256 * 1024
 PAGE_SIZE: Final = 25
 PAGES_LIMIT: Final = 20
-CLOCK_LEEWAY: Final = timedelta(hours=1)
-"""A charge is looked for among those that are no older than its purchase by more than this."""
+CLOCK_LEEWAY: Final = timedelta(hours=2)
+"""A charge is looked for among those that are no older than its purchase by more than this: our
+clock may be an hour ahead."""
 
 _SHOP_HOST: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.myshopify\.com", re.ASCII)
 _VERSION: Final = re.compile(r"20[0-9]{2}-(?:01|04|07|10)|unstable", re.ASCII)
@@ -137,9 +138,10 @@ class ShopifySettings:
         path = f"/admin/api/{self.api_version}/graphql.json"
         if self.base_url is not None:
             return self.base_url.rstrip("/") + path
-        for name in (access.domain.lower(), access.shop_id.lower()):
-            if _SHOP_HOST.fullmatch(name):
-                return f"https://{name}{path}"
+        for name in (access.domain, access.shop_id):
+            # Beyond ASCII there are letters whose small form is an ASCII one.
+            if name.isascii() and _SHOP_HOST.fullmatch(name.lower()):
+                return f"https://{name.lower()}{path}"
         return None
 
 

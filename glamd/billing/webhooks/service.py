@@ -14,14 +14,21 @@ from typing import Final
 import structlog
 from prometheus_client import Counter
 
-from glamd.billing.model import Outcome
+from glamd.billing.model import Outcome, Report
 from glamd.billing.platforms.interface import Platform
 from glamd.billing.settlement import Settlement
 from glamd.billing.webhooks import store
 from glamd.billing.webhooks.store import Waiting
 from glamd.clock import Clock
 from glamd.db import Connection, Database
-from glamd.errors import GlamError, InputError, NotFoundError, TransientError, UnauthenticatedError
+from glamd.errors import (
+    GlamError,
+    InputError,
+    InternalError,
+    NotFoundError,
+    TransientError,
+    UnauthenticatedError,
+)
 
 BODY_LIMIT_BYTES: Final = 256 * 1024
 BATCH: Final = 50
@@ -29,7 +36,10 @@ ATTEMPTS_LIMIT: Final = 20
 """A webhook waits an hour and three quarters for what it is about; that a purchase has this charge
 is found within minutes."""
 
-KEPT_FOR: Final = timedelta(days=30)
+KEPT_FOR: Final = timedelta(days=90)
+"""After this a webhook that is done with is deleted. One that comes again changes nothing even
+then, since it is the purchase's state that decides."""
+
 PURGE_ROWS: Final = 1000
 
 log = structlog.get_logger()
@@ -43,7 +53,7 @@ _DONE: Final = Counter(
 
 
 class Webhooks:
-    """The webhooks of the platforms that are configured."""
+    """The webhooks of the platforms that are configured, each kept for `kept_for`."""
 
     def __init__(
         self,
@@ -52,11 +62,13 @@ class Webhooks:
         settlement: Settlement,
         platforms: Sequence[Platform],
         clock: Clock,
+        kept_for: timedelta = KEPT_FOR,
     ) -> None:
         self._database = database
         self._settlement = settlement
         self._platforms: dict[str, Platform] = {one.name: one for one in platforms}
         self._clock = clock
+        self._kept_for = kept_for
         self.arrived = asyncio.Event()
         """Set when there is something to do."""
 
@@ -111,48 +123,54 @@ class Webhooks:
         return len(due)
 
     async def purge(self) -> int:
-        """Delete some webhooks that were done with KEPT_FOR ago; how many."""
-        before = self._clock.now() - KEPT_FOR
+        """Delete up to PURGE_ROWS webhooks that are done with and old enough; how many."""
+        before = self._clock.now() - self._kept_for
         return await store.purge(self._database, before=before, limit=PURGE_ROWS)
 
     async def _apply(self, webhook: Waiting) -> None:
         """Give one its effect, or leave it to wait; TransientError where the database is away."""
-        sender = self._platforms[webhook.platform]
-
-        async def and_then(connection: Connection, outcome: Outcome) -> None:
-            await store.finish(connection, webhook.id, outcome=outcome, now=self._clock.now())
-
+        report = None
         try:
-            report = sender.read(webhook.delivery, webhook.body)
-            outcome = await self._settlement.settle_charge(
-                report,
-                (sender.name,),
-                source="webhook",
-                correlation_id=webhook.delivery.delivery_id,
-                and_then=and_then,
-            )
+            report = self._platforms[webhook.platform].read(webhook.delivery, webhook.body)
+            await self._settle(webhook, report)
+        except InternalError as error:
+            # It is in this one, not in the database, and the others must not wait for it.
+            await self._left(webhook, report, error.code.lower())
         except TransientError:
             raise
         except NotFoundError as error:
-            if webhook.attempts >= ATTEMPTS_LIMIT:
-                await self._finish(webhook, error.code.lower())
-            return
+            await self._left(webhook, report, error.code.lower())
         except GlamError as error:
             # Unreadable, or credits that were granted otherwise: waiting does not mend it.
-            await self._finish(webhook, error.code.lower())
-            return
+            await self._finish(webhook, report, error.code.lower())
         except Exception:
-            # The others must not wait because this one cannot be dealt with.
             log.exception("webhook_crashed", webhook_id=webhook.id, platform=webhook.platform)
-            if webhook.attempts >= ATTEMPTS_LIMIT:
-                await self._finish(webhook, "crashed")
-            return
+            await self._left(webhook, report, "crashed")
+
+    async def _settle(self, webhook: Waiting, report: Report) -> None:
+        async def and_then(connection: Connection, outcome: Outcome) -> None:
+            await store.finish(connection, webhook.id, outcome=outcome, now=self._clock.now())
+
+        outcome = await self._settlement.settle_charge(
+            report,
+            (self._platforms[webhook.platform].name,),
+            source="webhook",
+            correlation_id=webhook.delivery.delivery_id,
+            and_then=and_then,
+        )
         _DONE.labels(webhook.platform, outcome).inc()
 
-    async def _finish(self, webhook: Waiting, outcome: str) -> None:
+    async def _left(self, webhook: Waiting, report: Report | None, outcome: str) -> None:
+        """Let it be tried again, unless that was often enough."""
+        if webhook.attempts >= ATTEMPTS_LIMIT:
+            await self._finish(webhook, report, outcome)
+
+    async def _finish(self, webhook: Waiting, report: Report | None, outcome: str) -> None:
         await store.finish(self._database, webhook.id, outcome=outcome, now=self._clock.now())
         _DONE.labels(webhook.platform, outcome).inc()
-        log.warning(
+        # Where somebody may have paid and got nothing, that is for a human to find out.
+        write = log.error if report is not None and report.is_paid else log.warning
+        write(
             "webhook_given_up",
             webhook_id=webhook.id,
             platform=webhook.platform,

@@ -17,22 +17,23 @@ DOUBLINGS_LIMIT: Final = 20
 _KEEP: Final = """
 INSERT INTO glam.webhooks (
     platform, delivery_id, topic, shop_domain, body, received_at, try_at, outcome)
-VALUES ($1, $2, $3, $4, $5, $6, CASE WHEN $7::text IS NULL THEN $6::timestamptz END, $7)
+VALUES ($1, $2, $3, $4, $5, $6, CASE WHEN $7::text IS NULL THEN least($6, now()) END, $7)
 ON CONFLICT (platform, delivery_id) DO NOTHING
 """
 # Taking a row is at the same time the decision when it is tried again: no second write is needed
-# where nothing could come of it yet, or where whoever took it dies.
+# where nothing could come of it yet, or where whoever took it dies. A node whose clock is ahead has
+# the database's, or its rows would wait until the others' clocks get there.
 _CLAIM: Final = """
 WITH due AS MATERIALIZED (
     SELECT id FROM glam.webhooks
-    WHERE try_at <= $1 AND platform = ANY($6)
+    WHERE try_at <= least($1, now()) AND platform = ANY($6)
     ORDER BY try_at, id
     LIMIT $2
     FOR UPDATE SKIP LOCKED
 )
 UPDATE glam.webhooks w
 SET attempts = w.attempts + 1,
-    try_at = $1 + least($3::interval * 2 ^ least(w.attempts, $5), $4::interval)
+    try_at = least($1, now()) + least($3::interval * 2 ^ least(w.attempts, $5), $4::interval)
 FROM due WHERE w.id = due.id
 RETURNING w.id, w.platform, w.delivery_id, w.topic, w.shop_domain, w.body, w.attempts
 """
@@ -40,13 +41,16 @@ _FINISH: Final = """
 UPDATE glam.webhooks SET outcome = $2, applied_at = $3, try_at = NULL
 WHERE id = $1 AND outcome IS NULL
 """
-# In the order of ids, which is that of arrival, so that only the oldest rows are looked at.
+# In the order of ids, which is that of arrival, so that only the oldest rows are looked at. Those
+# that wait, maybe for ever since their platform is no longer configured, are not in the way.
 _PURGE: Final = """
-DELETE FROM glam.webhooks
-WHERE id IN (
-    SELECT id FROM (SELECT id, outcome, received_at FROM glam.webhooks ORDER BY id LIMIT $2) oldest
-    WHERE outcome IS NOT NULL AND received_at < $1
+WITH oldest AS MATERIALIZED (
+    SELECT id, received_at FROM glam.webhooks
+    WHERE outcome IS NOT NULL ORDER BY id LIMIT $2
+    FOR UPDATE SKIP LOCKED
 )
+DELETE FROM glam.webhooks
+WHERE id IN (SELECT id FROM oldest WHERE received_at < $1)
 """
 
 
@@ -114,6 +118,6 @@ async def finish(
 
 
 async def purge(database: Database, *, before: datetime, limit: int) -> int:
-    """Delete webhooks that are done with, among the `limit` oldest; how many."""
+    """Delete webhooks that came before, out of the `limit` oldest that are done with; how many."""
     tag = await database.execute(_PURGE, before, limit)
     return int(tag.rpartition(" ")[2])

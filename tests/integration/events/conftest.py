@@ -1,28 +1,15 @@
 """The events room on real servers: one NATS for all, one database a module, both emptied."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-import uvloop
 from nats.aio.client import Client
 
 from glamd.events.bus import Bus
 from tests.support.events_world import running_bus
 from tests.support.nats import NatsServer, delete_stream, nats_client
 from tests.support.settable_clock import SettableClock
-
-
-@pytest.fixture(scope="session")
-def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """The session's server."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        server = NatsServer(runner, tmp_path_factory.mktemp("bus"))
-        try:
-            yield server
-        finally:
-            server.stop()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import base64
 import hmac
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from glamd.billing.platforms import shopify_webhooks as webhooks
 from glamd.billing.platforms.interface import Delivery
 from glamd.billing.platforms.shopify import ShopAccess, ShopifySettings
 from glamd.errors import ConfigError, InputError, UnauthenticatedError
+from glamd.ledger.model import CORRELATION_LIMIT
 
 SECRETS = ("shpss_current", "shpss_previous")
 SETTINGS = ShopifySettings(api_secrets=SECRETS)
@@ -65,6 +67,7 @@ def signed(
         "user@cool.myshopify.com",
         "cool.myshopify.com\n",
         "\uff43ool.myshopify.com",
+        "\u212aool.myshopify.com",
         f"{'a' * 64}.myshopify.com",
     ],
 )
@@ -142,34 +145,52 @@ def test_without_a_secret_nobody_is_shopify() -> None:
 def test_the_current_and_the_previous_secret_are_good(secret: str) -> None:
     more = {"x-shopify-topic": webhooks.TOPIC, "x-shopify-shop-domain": "Cool.myshopify.com"}
     found = webhooks.receive(SECRETS, BODY, signed(secret=secret, more=more))
+    assert re.fullmatch(r"w-1:[0-9a-f]{32}", found.delivery_id)
     assert found == Delivery(
-        delivery_id="w-1", topic=webhooks.TOPIC, shop_domain="cool.myshopify.com"
+        delivery_id=found.delivery_id, topic=webhooks.TOPIC, shop_domain="cool.myshopify.com"
     )
+
+
+def test_two_bodies_under_one_id_are_two_deliveries() -> None:
+    other = BODY.replace(b"ACTIVE", b"DECLINED")
+    ids = {webhooks.receive(SECRETS, body, signed(body)).delivery_id for body in (BODY, other)}
+    assert len(ids) == 2
+    longest = {"x-shopify-webhook-id": "w" * 200}
+    found = webhooks.receive(SECRETS, BODY, signed(more=longest))
+    assert len(found.delivery_id) <= CORRELATION_LIMIT
 
 
 def test_a_delivery_without_an_id_is_known_by_its_body() -> None:
     headers = signed()
     del headers["x-shopify-webhook-id"]
     first = webhooks.receive(SECRETS, BODY, headers)
-    assert first.delivery_id.startswith("sha256:")
+    assert first.delivery_id.startswith("unnamed:")
     assert webhooks.receive(SECRETS, BODY, headers) == first
     other = BODY.replace(b"ACTIVE", b"DECLINED")
     headers = signed(other)
     del headers["x-shopify-webhook-id"]
     assert webhooks.receive(SECRETS, other, headers).delivery_id != first.delivery_id
     event = webhooks.receive(SECRETS, other, headers | {"x-shopify-event-id": "e-1"})
-    assert event.delivery_id == "e-1"
+    assert event.delivery_id.startswith("e-1:")
 
 
 @pytest.mark.parametrize("text", ["a" * 300, "a\0b", "a\nb", "ä"])
 def test_a_header_that_could_not_be_kept_is_as_good_as_none(text: str) -> None:
     more = dict.fromkeys(("x-shopify-webhook-id", "x-shopify-topic", "x-shopify-shop-domain"), text)
     found = webhooks.receive(SECRETS, BODY, signed(more=more))
-    assert found.delivery_id.startswith("sha256:")
+    assert found.delivery_id.startswith("unnamed:")
     assert (found.topic, found.shop_domain) == ("", "")
 
 
 # ---- what it says
+
+
+@pytest.mark.parametrize("before", [b" ", b"\n", b"\t ", b"embedded=1&"])
+def test_a_signed_address_that_was_made_into_json_is_no_webhook(before: bytes) -> None:
+    # Shopify signs sorted parameters with the same secret, and a merchant chooses some of them.
+    with pytest.raises(InputError) as caught:
+        webhooks.read(DELIVERY, before + BODY)
+    assert [error.field for error in caught.value.fields] == ["body"]
 
 
 def test_a_webhook_tells_its_charge_its_status_and_its_shop() -> None:

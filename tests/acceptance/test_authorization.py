@@ -131,7 +131,7 @@ class World:
             "SELECT merchant_id, generation FROM glam.platform_tokens ORDER BY merchant_id"
         )
         money = [
-            await self.site.database.fetch(f"SELECT * FROM glam.{table} ORDER BY 1")  # noqa: S608
+            await self.site.database.fetch(f"SELECT * FROM glam.{table} ORDER BY 1")
             for table in ("credit_accounts", "billing_records", "credit_purchases", "webhooks")
         ]
         return [tuple(row) for rows in (tokens, platforms, *money) for row in rows]

@@ -283,7 +283,8 @@ class _Assembly:
         self.lifetime.task(self._refresher.run(), "refresh")
         self.lifetime.at_drain(self._refresher.stop)
         self.lifetime.job(self._idempotency.purge, every_s=PURGE_EVERY_S, name="idempotency-purge")
-        self._money.begin(self.lifetime, self._relaying)
+        consume = self._settings.events.consume
+        self._money.begin(self.lifetime, self._relaying, consume=consume)
 
     async def _identity(self) -> None:
         auth = self._settings.auth
@@ -413,6 +414,7 @@ class _Assembly:
             revocations=self._revocations,
             money=LedgerRoutes(self._ledger, database=self._glam),
             billing=BillingAdminRoutes(self._money.billing, jobs=self._money.jobs),
+            imports=self._money.imports,
             events=EventRoutes(
                 relay=self._relaying.relay,
                 consumers=self._money.consumers,

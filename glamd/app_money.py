@@ -13,6 +13,8 @@ from uuid import UUID, uuid4
 
 from glamd import config, wiring
 from glamd.actor import System
+from glamd.admin.routes_import import ImportRoutes
+from glamd.billing.importing.service import BillingImporter
 from glamd.billing.jobs import BillingJobs
 from glamd.billing.model import Shop
 from glamd.billing.platforms.custom import Custom
@@ -31,6 +33,7 @@ from glamd.events.consumer import Consumers
 from glamd.events.dead_letters import DeadLetters
 from glamd.events.handlers import subscriptions
 from glamd.events.relay import Relay
+from glamd.ledger.importing.service import CreditImporter
 from glamd.ledger.service import Ledger
 from glamd.lifetime import Lifetime
 from glamd.merchants.service import Merchants
@@ -114,12 +117,14 @@ class Money:
     onboarding: Onboarding
     consumers: Consumers
     dead_letters: DeadLetters
+    imports: ImportRoutes
 
-    def begin(self, lifetime: Lifetime, relaying: Relaying) -> None:
+    def begin(self, lifetime: Lifetime, relaying: Relaying, *, consume: bool) -> None:
         """Begin what acts by itself; consuming ends first and is seen off before all else."""
         lifetime.task(self.jobs.run(), "billing")
-        lifetime.task(self.consumers.run(), "consumers")
-        lifetime.at_drain(self.consumers.stop)
+        if consume:
+            lifetime.task(self.consumers.run(), "consumers")
+            lifetime.at_drain(self.consumers.stop)
         relaying.relay.wake()
 
 
@@ -173,6 +178,12 @@ def build_money(
             start_at=settings.events.start_at,
         ),
         dead_letters=dead_letters,
+        imports=ImportRoutes(
+            credits=CreditImporter(glam, ledger=ledger, clock=clock),
+            billing=BillingImporter(glam, clock=clock),
+            merchants=merchants,
+            onboarding=onboarding,
+        ),
     )
 
 

@@ -112,8 +112,9 @@ class Checkout(Section):
 class Events(Section):
     """NATS JetStream; while it is away everything else goes on.
 
-    `stream_…` are of a stream that glamd has to make. `start_at` is where a consumer begins that
-    JetStream does not know yet.
+    Without `consume` events go out and none come in, as it has to be while older services' rows are
+    imported. `stream_…` are of a stream that glamd has to make. `start_at` is where a consumer
+    begins that JetStream does not know yet.
     """
 
     servers: Annotated[
@@ -129,6 +130,7 @@ class Events(Section):
     stream_replicas: int = Field(default=1, ge=1, le=5)
     replay_window_h: Annotated[float, Field(ge=1, le=8_760)] = 72.0
     poll_s: Annotated[float, Field(ge=0.01, le=60)] = 0.2
+    consume: bool = True
     in_flight: int = Field(default=512, ge=1, le=4_096)
     start_at: AwareDatetime | None = None
 

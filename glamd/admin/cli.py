@@ -1,7 +1,7 @@
 """glamctl, the operators' command: its groups put together, and the way in.
 
 Commands stand in the `cli_*` files; each asks the daemon over its admin socket, but for `db`, which
-goes straight to the database, and `credentials import`, which reads the older service's.
+goes straight to the database, and the imports, which read an older service's.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from glamd.admin.cli_daemon import actors, drain, health, log_level, status, ver
 from glamd.admin.cli_db import db
 from glamd.admin.cli_devices import device
 from glamd.admin.cli_events import events
+from glamd.admin.cli_import import imports
 from glamd.admin.cli_jwt import jwt
 from glamd.admin.cli_keys import keys
 from glamd.admin.cli_ledger import ledger
@@ -58,6 +59,7 @@ for _command in (
     ledger,
     billing,
     events,
+    imports,
     jwt,
     db,
 ):

@@ -13,6 +13,7 @@ from glamd.admin.routes_credentials import CredentialRoutes
 from glamd.admin.routes_daemon import Controls, DaemonRoutes, Facts
 from glamd.admin.routes_devices import DeviceRoutes
 from glamd.admin.routes_events import EventRoutes
+from glamd.admin.routes_import import ImportRoutes
 from glamd.admin.routes_jwt import JwtRoutes
 from glamd.admin.routes_keys import KeyRoutes
 from glamd.admin.routes_ledger import LedgerRoutes
@@ -67,6 +68,7 @@ class AdminServer:
         money: LedgerRoutes,
         billing: BillingAdminRoutes,
         events: EventRoutes,
+        imports: ImportRoutes,
         mint: Mint | None,
         clock: Clock,
     ) -> None:
@@ -87,6 +89,7 @@ class AdminServer:
                 *money.routes(),
                 *billing.routes(),
                 *events.routes(),
+                *imports.routes(),
             )
         )
         pipeline = Pipeline(
@@ -102,6 +105,7 @@ class AdminServer:
             envelope=False,
         )
         self._gid = operators.gid
+        self._imports = imports
         self._listener = Listener(pipeline, name="admin", limits=LIMITS, refuse=pipeline.refuse)
 
     async def start(self, path: Path) -> None:
@@ -114,3 +118,4 @@ class AdminServer:
     async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop listening, let commands under way end, remove the socket file."""
         await self._listener.stop(timeout_s)
+        self._imports.close()

@@ -19,9 +19,11 @@ from glamd.admin.peers import Operators
 from glamd.admin.routes_billing import BillingAdminRoutes
 from glamd.admin.routes_daemon import Controls, Facts
 from glamd.admin.routes_events import EventRoutes
+from glamd.admin.routes_import import ImportRoutes
 from glamd.admin.routes_ledger import LedgerRoutes
 from glamd.admin.server import AdminServer
 from glamd.admin.services import Credentials, OlderTokens, RevokedJwts
+from glamd.billing.importing.service import BillingImporter
 from glamd.billing.jobs import BillingJobs
 from glamd.billing.service import Billing
 from glamd.crypto.dukpt import Profile
@@ -31,6 +33,7 @@ from glamd.events.consumer import Consumers
 from glamd.events.dead_letters import DeadLetters
 from glamd.events.relay import Relay
 from glamd.keys.store import KeySet, KeyVersion
+from glamd.ledger.importing.service import CreditImporter
 from glamd.ledger.service import Ledger
 from glamd.merchants.store import Merchant
 from glamd.payments.audit import AuditReport
@@ -353,6 +356,12 @@ class AdminWorld:
                 relay=cast("Relay", None),
                 consumers=cast("Consumers", None),
                 dead_letters=cast("DeadLetters", None),
+            ),
+            imports=ImportRoutes(
+                credits=cast("CreditImporter", None),
+                billing=cast("BillingImporter", None),
+                merchants=self.merchants,
+                onboarding=self.merchants,
             ),
             mint=mint if self.environment == "development" else None,
             clock=clock,

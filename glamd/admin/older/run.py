@@ -5,36 +5,24 @@ by the same command. Imported late, for it draws with rich.
 """
 
 import json
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskProgressColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from glamd.admin.cli_common import mapping, mappings, show_json, show_list
 from glamd.admin.client import AdminClient, CommandError
+from glamd.admin.older.meter import Meter, meter
 from glamd.admin.older.rows import OlderText, Place, Rows
+
+__all__ = ["Run", "batches", "begun", "look_at", "meter", "run", "show"]
 
 PATH: Final = "/v1/credentials/import"
 BATCH_BYTES: Final = 240 * 1024
 """Of rows as JSON; the daemon takes bodies of 256 KiB."""
 
 BATCH_TIMEOUT_S: Final = 120.0
-LINE_EVERY_S: Final = 2.0
 NAMED_LIMIT: Final = 100
 """As many rows that could not be taken are named; the others are counted."""
 
@@ -75,24 +63,6 @@ class Run:
         self.failed += 1
         if len(self.named) < NAMED_LIMIT:
             self.named.append(entry)
-
-
-class Meter(Protocol):
-    """Shows how far a run is, while it is entered."""
-
-    def __enter__(self) -> Self:
-        """Begin to show."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leave the terminal as it was."""
-
-    def advance(self, rows: int) -> None:
-        """So many rows more are done."""
 
 
 def begun(
@@ -205,13 +175,6 @@ def show(state: Run, *, as_json: bool) -> None:
         click.echo("Rows of earlier runs could not be taken; --restart names them again.")
 
 
-def meter(total: int, *, as_json: bool) -> Meter:
-    """A bar at a terminal, lines for other people, nothing for programs."""
-    if as_json:
-        return _Silent()
-    return _Bar(total) if sys.stderr.isatty() else _Lines(total)
-
-
 def _note(state: Run, answer: object, *, rows: int) -> None:
     found = mapping(answer)
     state.rows += rows
@@ -250,78 +213,3 @@ def _so_far(state: Run) -> str:
     if state.dry_run or not state.rows:
         return ""
     return f" {state.rows} rows are done; the same command, without --restart, goes on from there."
-
-
-class _Silent:
-    """Shows nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return
-
-    def advance(self, rows: int) -> None:
-        """Nobody looks."""
-
-
-class _Lines(_Silent):
-    """A line now and then."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._begun_s = time.monotonic()
-        self._said_s = float("-inf")
-
-    def advance(self, rows: int) -> None:
-        """Say it, unless it was said just now."""
-        self._done += rows
-        now_s = time.monotonic()
-        if now_s - self._said_s < LINE_EVERY_S and self._done < self._total:
-            return
-        self._said_s = now_s
-        rate = self._done / max(now_s - self._begun_s, 0.001)
-        click.echo(f"{self._done} of {self._total} rows, {rate:.0f} rows/s")
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        """Rows a second."""
-        return Text("" if task.speed is None else f"{task.speed:,.0f} rows/s")
-
-
-class _Bar(_Silent):
-    """A bar on stderr, with the rate and the time that is left."""
-
-    def __init__(self, total: int) -> None:
-        self._progress = Progress(
-            BarColumn(),
-            TaskProgressColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._progress.add_task("rows", total=total)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def advance(self, rows: int) -> None:
-        """Move it on."""
-        self._progress.advance(self._task, rows)

@@ -37,6 +37,15 @@ _ID_TYPES: Final = frozenset({"uuid", "text", "character varying", "character"})
 @contextmanager
 def of_table(url: str, *, table: str, columns: Columns, after: Place) -> Iterator[Rows]:
     """The rows of a table in PostgreSQL, by id. Raises `CommandError`, also in the middle."""
+    with connected(url) as (runner, database):
+        # Servers behind forwarded ports may take themselves for one another; no login in it.
+        at = urlsplit(url).netloc.rpartition("@")[2]
+        yield _table(runner, database, at=at, table=table, columns=columns, after=after)
+
+
+@contextmanager
+def connected(url: str) -> Iterator[tuple[asyncio.Runner, Database]]:
+    """The older database, and what to ask it with, one question at a time. CommandError."""
     with asyncio.Runner() as runner:
         try:
             database = runner.run(
@@ -45,11 +54,9 @@ def of_table(url: str, *, table: str, columns: Columns, after: Place) -> Iterato
                 )
             )
         except GlamError as error:
-            raise _told(error) from None
+            raise told(error) from None
         try:
-            # Servers behind forwarded ports may take themselves for one another; no login in it.
-            at = urlsplit(url).netloc.rpartition("@")[2]
-            yield _table(runner, database, at=at, table=table, columns=columns, after=after)
+            yield runner, database
         finally:
             runner.run(database.close())
 
@@ -63,8 +70,8 @@ def _table(
     columns: Columns,
     after: Place,
 ) -> Rows:
-    name = ".".join(_quoted(part) for part in table.split("."))
-    kinds = _kinds(runner, database, table, name)
+    name = quoted_table(table)
+    kinds = kinds_of(runner, database, table, name)
     check(columns, tuple(kinds))
     id_type = kinds[columns["id"]][0]
     if id_type not in _ID_TYPES:
@@ -74,7 +81,7 @@ def _table(
     start = after.within(source)
     if start is not None and id_type == "uuid" and not _is_uuid(start):
         start = None  # the column was of another type; what is here already stays so
-    key = _quoted(columns["id"])
+    key = quoted(columns["id"])
     behind = f"WHERE {key} > $1::text::{'uuid' if id_type == 'uuid' else 'text'}"
     pairs = ", ".join(
         f"'{field}', {_value(column, kinds[column][1], LIMITS[field])}"
@@ -100,11 +107,11 @@ def _table(
     return Rows(source, int(read(count, "", start)[0][0]), rows())
 
 
-def _kinds(
-    runner: asyncio.Runner, database: Database, table: str, quoted: str
+def kinds_of(
+    runner: asyncio.Runner, database: Database, table: str, name: str
 ) -> dict[str, tuple[str, str]]:
-    """Type and category of every column of the table."""
-    found = _read(runner, database, _COLUMNS, quoted)
+    """Type and category of every column of the table whose quoted name this is. CommandError."""
+    found = _read(runner, database, _COLUMNS, name)
     if not found:
         raise CommandError(
             "NO_TABLE", f"There is no table {table} that this login may see; --table names another."
@@ -121,10 +128,10 @@ def _read(runner: asyncio.Runner, database: Database, sql: str, *args: object) -
     try:
         return runner.run(read())
     except GlamError as error:
-        raise _told(error) from None
+        raise told(error) from None
 
 
-def _told(error: GlamError) -> CommandError:
+def told(error: GlamError) -> CommandError:
     """An error of the older database, which must not be taken for one of the daemon's."""
     if isinstance(error, InternalError):
         return CommandError("REFUSED", "The older database refuses; may this login read the table?")
@@ -132,16 +139,20 @@ def _told(error: GlamError) -> CommandError:
     return CommandError(code, f"The older database: {error.message}")
 
 
-def _quoted(name: str) -> str:
+def quoted_table(name: str) -> str:
+    """A table's name, perhaps behind its schema's, as it may stand in a statement."""
+    return ".".join(quoted(part) for part in name.split("."))
+
+
+def quoted(name: str) -> str:
+    """A name as it may stand in a statement."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def _value(column: str, category: str, limit: int) -> str:
     """The column as JSON; of a text only as much is sent as shows that it is too long."""
-    quoted = _quoted(column)
-    return (
-        f"to_jsonb(left({quoted}, {limit + 1}))" if category == _STRING else f"to_jsonb({quoted})"
-    )
+    name = quoted(column)
+    return f"to_jsonb(left({name}, {limit + 1}))" if category == _STRING else f"to_jsonb({name})"
 
 
 def _is_uuid(text: str) -> bool:

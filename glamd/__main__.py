@@ -52,7 +52,7 @@ def run(config_file: Path | None) -> None:
 @click.option("--http-port", type=_PORT, help="0: any free one.")
 @click.option("--worker-port", type=_PORT, help="0: any free one.")
 @click.option("--mqtt-port", type=_PORT, help="0: any free one.")
-@click.option("--no-demo", is_flag=True, help="No tapping terminals.")
+@click.option("--no-demo", is_flag=True, help="No tapping terminals, no merchant that buys.")
 @click.option("--fresh", is_flag=True, help="Forget what an earlier start left.")
 def dev(
     *,

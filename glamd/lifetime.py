@@ -22,6 +22,8 @@ GC_MIDDLE_RUNS: Final = 20
 GC_OLD_RUNS: Final = 50
 LAST_STOP_S: Final = 1.0
 """What every part has to stop in, however little of the drain's time is left."""
+CANCEL_AGAIN_S: Final = 3.0
+"""How long a task that is cancelled may tidy up before it is cancelled again."""
 
 
 class Lifetime:
@@ -102,5 +104,8 @@ async def _repeated(work: Callable[[], Awaitable[object]], *, every_s: float, na
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
+    # A library that swallows a cancellation must not hold the drain up for ever.
+    while not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=CANCEL_AGAIN_S)
     await asyncio.gather(task, return_exceptions=True)

@@ -269,7 +269,9 @@ def oauth(settings: config.Settings) -> list[OAuthSettings]:
         for each in settings.credentials.oauth
     ]
     app, secrets = settings.shopify.api_key, settings.shopify.api_secrets
-    if app is not None and secrets and all(each.platform != "shopify" for each in found):
+    is_real = settings.shopify.base_url is None  # the secret of a stand-in is not for the shops
+    named = any(each.platform == "shopify" for each in found)
+    if app is not None and secrets and is_real and not named:
         found.append(OAuthSettings.shopify(app, secrets[0].get_secret_value()))
     return found
 

@@ -105,15 +105,23 @@ class Webhook:
 class DemoShopify:
     """The platform; an asynchronous context manager that listens on loopback.
 
-    `webhooks_url` is where it sends webhooks to; None: nowhere.
+    `webhooks_url` is where it sends webhooks to; None: nowhere. Who knew an earlier one is given
+    its `api_secret`, and `numbers_after` that are above all charges which that one made.
     """
 
-    def __init__(self, *, port: int = 0, webhooks_url: str | None = None) -> None:
-        self.api_secret = f"shpss_{secrets.token_hex(16)}"
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        webhooks_url: str | None = None,
+        api_secret: str | None = None,
+        numbers_after: int = FIRST_CHARGE,
+    ) -> None:
+        self.api_secret = api_secret or f"shpss_{secrets.token_hex(16)}"
         self.shops: list[DemoShop] = []
         self.webhooks_url = webhooks_url
         self._port = port
-        self._numbers = FIRST_CHARGE
+        self._numbers = numbers_after
         app = web.Application()
         app.router.add_post("/admin/api/{version}/graphql.json", self._graphql)
         app.router.add_get("/admin/charges/{number}/confirm", self._shown)

@@ -24,6 +24,15 @@ INTERNAL_SERVICE: Final = "platform-connector"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CreditsDemo:
+    """The merchant that buys credits, and the stand-in for Shopify where its shop is."""
+
+    merchant_id: str
+    domain: str
+    shopify_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
     """Everything a script needs to drive this daemon; its files are absolute paths."""
 
@@ -42,16 +51,25 @@ class Description:
     merchant_id: str
     domain: str
     devices: tuple[DemoDevice, ...]
+    credits_demo: CreditsDemo
     mint: Mint
 
     def write(self, path: Path) -> None:
         """Put the description, with fresh JWTs, at `path`, mode 0600, whole."""
         write_private(path, orjson.dumps(self._document(), option=orjson.OPT_INDENT_2))
 
+    def credits_jwt(self) -> str:
+        """A fresh JWT of the merchant that buys credits."""
+        buyer = self.credits_demo
+        return self.mint.client(
+            merchant_id=buyer.merchant_id, shop=buyer.domain, scope=CLIENT_SCOPES
+        )
+
     def _document(self) -> dict[str, object]:
         client = self.mint.client(
             merchant_id=self.merchant_id, shop=self.domain, scope=CLIENT_SCOPES
         )
+        buyer = self.credits_demo
         internal = self.mint.internal(service=INTERNAL_SERVICE, scope=INTERNAL_SCOPES)
         mqtt = {"host": self.mqtt_host, "port": self.mqtt_port, "ca": str(self.server_ca)}
         return {
@@ -71,4 +89,10 @@ class Description:
             "merchant_id": self.merchant_id,
             "domain": self.domain,
             "devices": [device.document(absolute=True) for device in self.devices],
+            "credits_demo": {
+                "merchant_id": buyer.merchant_id,
+                "domain": buyer.domain,
+                "jwt": self.credits_jwt(),
+                "shopify": {"url": buyer.shopify_url},
+            },
         }

@@ -1,9 +1,9 @@
 """`glamd dev`: the same daemon with everything that it needs beside it, and nothing installed.
 
 PostgreSQL and NATS are children on loopback, authorities and secrets are made in the state
-directory, and two virtual terminals tap test cards over real MQTT and TLS. The daemon itself is
-`glamd.app`'s, built from settings like any other; what is special about development stands here and
-in this folder.
+directory, two virtual terminals tap test cards over real MQTT and TLS, and a merchant buys credits
+at a stand-in for its shop platform. The daemon itself is `glamd.app`'s, built from settings like
+any other; what is special about development stands here and in this folder.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,10 @@ from glamd import app, logs
 from glamd.admin import migrate
 from glamd.admin.minting import Mint
 from glamd.clock import SystemClock
-from glamd.embedded import demo
+from glamd.embedded import demo, demo_credits
 from glamd.embedded.bus import EmbeddedBus
 from glamd.embedded.certificates import DevelopmentCertificates
-from glamd.embedded.describe import REWRITE_AFTER_S, Description
+from glamd.embedded.describe import REWRITE_AFTER_S, CreditsDemo, Description
 from glamd.embedded.postgres import EmbeddedPostgres, PostgresUrls
 from glamd.embedded.screen import Screen
 from glamd.embedded.settings import (
@@ -67,7 +67,9 @@ async def run(options: Options) -> None:
                 async with AsyncExitStack() as stack:
                     site = await _start(options, state_dir, screen, stack, stop_requested)
                     screen.ready(site, state_dir=state_dir, taken_s=time.monotonic() - began_s)
-                    await _until_stopped(site, state_dir, screen, stop_requested, taps=options.demo)
+                    await _until_stopped(
+                        site, state_dir, screen, stop_requested, plays=options.demo
+                    )
                     screen.say("\nStopping: what is under way is finished.", style="dim")
         screen.say("Stopped.", style="dim")
 
@@ -88,11 +90,20 @@ async def _start(
     screen.step("certificates, keys, secrets")
     clock = SystemClock()
     certificates = DevelopmentCertificates(state_dir, clock)
+    buyer = demo_credits.Kept.of(state_dir / "demo")
+    shopify = await stack.enter_async_context(demo_credits.platform(buyer, clock))
     settings = development_settings(
-        state_dir, certificates, database_url=urls.app, nats_url=bus.url, ports=options.ports
+        state_dir,
+        certificates,
+        database_url=urls.app,
+        nats_url=bus.url,
+        ports=options.ports,
+        changes=demo_credits.settings_for(shopify),
     )
     made = jwt_secrets(state_dir)
     daemon = await stack.enter_async_context(app.running(settings, stop_requested))
+    http_url = f"http://{LOOPBACK}:{daemon.http_port}"
+    shopify.webhooks_url = f"{http_url}/webhooks/shopify"
     mqtt = (LOOPBACK, daemon.mqtt_port)
     merchant_id, devices = await demo.seed(
         onboarding=daemon.onboarding,
@@ -102,10 +113,11 @@ async def _start(
         server_ca_pem=certificates.server_ca.certificate_file.read_bytes(),
         mqtt=mqtt,
     )
+    await demo_credits.seed(daemon.onboarding, buyer)
     worker = certificates.worker(WORKER_URI)
-    return Description(
+    site = Description(
         pid=os.getpid(),
-        http_url=f"http://{LOOPBACK}:{daemon.http_port}",
+        http_url=http_url,
         worker_url=f"https://{LOOPBACK}:{daemon.worker_port}",
         server_ca=certificates.server_ca.certificate_file,
         worker_cert=worker.certificate_file,
@@ -119,8 +131,16 @@ async def _start(
         merchant_id=str(merchant_id),
         domain=demo.DOMAIN,
         devices=devices,
+        credits_demo=CreditsDemo(
+            merchant_id=str(buyer.merchant_id),
+            domain=demo_credits.DOMAIN,
+            shopify_url=shopify.url,
+        ),
         mint=Mint(client_secret=made.client, internal_secret=made.internal, clock=clock),
     )
+    async with demo_credits.Storefront(http_url, kept=buyer, jwt=site.credits_jwt) as storefront:
+        await storefront.connect_shop()
+    return site
 
 
 async def _until_stopped(
@@ -129,10 +149,9 @@ async def _until_stopped(
     screen: Screen,
     stop_requested: asyncio.Event,
     *,
-    taps: bool,
+    plays: bool,
 ) -> None:
-    """Keep `dev.json` true and let the terminals tap until the stop is asked for."""
-    clock = SystemClock()
+    """Keep `dev.json` true and let the demo play until the stop is asked for."""
     path = state_dir / "dev.json"
 
     async def describe() -> None:
@@ -141,16 +160,8 @@ async def _until_stopped(
             await asyncio.sleep(REWRITE_AFTER_S)
 
     work = [("dev.json", describe())]
-    if taps:
-        work += [
-            (
-                f"taps:{device.device_id}",
-                demo.tap_for_ever(
-                    device, clock=clock, first_after_s=n * demo.TAP_EVERY_S / 2, show=screen.tap
-                ),
-            )
-            for n, device in enumerate(site.devices)
-        ]
+    if plays:
+        work += _demo(site, state_dir, screen)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each, name=name) for name, each in work]
@@ -160,6 +171,33 @@ async def _until_stopped(
                 task.cancel()
     finally:
         path.unlink(missing_ok=True)
+
+
+def _demo(
+    site: Description, state_dir: Path, screen: Screen
+) -> list[tuple[str, Coroutine[None, None, None]]]:
+    """What goes on by itself, with names: a terminal each that taps, and a merchant that buys."""
+    clock = SystemClock()
+    taps = [
+        (
+            f"taps:{device.device_id}",
+            demo.tap_for_ever(
+                device, clock=clock, first_after_s=n * demo.TAP_EVERY_S / 2, show=screen.tap
+            ),
+        )
+        for n, device in enumerate(site.devices)
+    ]
+    credits_demo = demo_credits.perform(
+        url=site.http_url,
+        nats_url=site.nats_url,
+        kept=demo_credits.Kept.of(state_dir / "demo"),
+        jwt=site.credits_jwt,
+        clock=clock,
+        audience=demo_credits.Audience(
+            show=screen.happening, checkout=screen.checkout, trouble=screen.trouble
+        ),
+    )
+    return [*taps, ("demo:credits", credits_demo)]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a person sees of `glamd dev`: what runs where, each tap as a line, what to try next.
+"""What a person sees of `glamd dev`: what runs where, what happens, line by line, what to try next.
 
 Only printing. On a terminal with colour, into a file plainly and with every line whole. The daemon
 never waits for its reader nor ends with it: what nobody takes is not shown.
@@ -18,7 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from glamd import __version__
+from glamd.embedded import money_lines
 from glamd.embedded.demo import Tap
+from glamd.embedded.demo_events import Happening
 from glamd.embedded.describe import Description
 
 PLAIN_WIDTH: Final = 200
@@ -59,6 +61,7 @@ class Screen:
 
     def ready(self, description: Description, *, state_dir: Path, taken_s: float) -> None:
         """What runs where, and what to try."""
+        buyer = description.credits_demo
         places = Table.grid(padding=(0, 2))
         for name, place in (
             ("REST API", f"{description.http_url}  (to read and to try: /docs)"),
@@ -68,6 +71,8 @@ class Screen:
             ("PostgreSQL", _without_password(description.database_url)),
             ("NATS", _without_password(description.nats_url)),
             ("merchant", f"{description.merchant_id}  {description.domain}"),
+            ("buyer", f"{buyer.merchant_id}  {buyer.domain}"),
+            ("shop platform", f"{buyer.shopify_url}  (a stand-in for Shopify)"),
             ("for scripts", _shown(state_dir / "dev.json")),
             ("log", _shown(state_dir / "glamd.log")),
         ):
@@ -81,8 +86,7 @@ class Screen:
 
     def tap(self, tap: Tap) -> None:
         """One tap: who, what card, which token, how long."""
-        line = Text(datetime.now().astimezone().strftime("%H:%M:%S "), style="dim")
-        line += Text(f"{tap.scheme:<11}", style="magenta")
+        line = _now() + Text(f"{tap.scheme:<11}", style="magenta")
         line += Text(f"{tap.device_id}  ", style="dim")
         if tap.code == "ok":
             style = _BRAND_STYLES.get(tap.brand, "bold")
@@ -92,6 +96,18 @@ class Screen:
             line += Text(tap.code, style="bold red")
         line += Text(f"  {tap.elapsed_ms:.1f} ms", style="dim")
         self._print(line, soft_wrap=True)
+
+    def happening(self, happening: Happening) -> None:
+        """One event about money, or several of a kind: which, how much, what is left."""
+        self._print(_now() + money_lines.of(happening), soft_wrap=True)
+
+    def checkout(self, pack: str, page: str) -> None:
+        """One pack that is being bought, and where that is approved."""
+        self._print(_now() + money_lines.of_checkout(pack, page), soft_wrap=True)
+
+    def trouble(self, text: str) -> None:
+        """Why the demo does not go on for the moment."""
+        self._print(_now() + money_lines.of_trouble(text), soft_wrap=True)
 
     def say(self, text: str, *, style: str = "") -> None:
         """One line."""
@@ -109,16 +125,27 @@ class Screen:
             self._console.quiet = True
 
 
+def _now() -> Text:
+    return Text(datetime.now().astimezone().strftime("%H:%M:%S "), style="dim")
+
+
 def _suggestions(description: Description, state_dir: Path) -> tuple[str, ...]:
     state = _shown(state_dir)
     mine = Path.cwd() / ".venv" / "bin" / "glamctl"
     programs = ".venv/bin/" if mine.exists() else ""
     socket = f"{state}/admin.sock"
-    bearer = (
-        'TOKEN=$(python3 -c "import json; '
-        f"print(json.load(open('{state}/dev.json'))['jwt']['client'])\")"
-    )
+    buyer = description.credits_demo
+
+    def bearer(name: str, place: str) -> str:
+        read = f"import json; print(json.load(open('{state}/dev.json')){place})"
+        return f'{name}=$(python3 -c "{read}")'
+
     body = '{"purpose": "support", "fields": ["pan", "expiry"]}'
+    pack = f'{{"pack": "medium", "platform": "shopify", "return_url": "https://{buyer.domain}/"}}'
+    purchase = (
+        f'curl -s {description.http_url}/api/billing/purchases -H "Authorization: Bearer $BUYER" '
+        f"--json '{pack}'  # and open its checkout_url in a browser"
+    )
     look = (
         f"curl -s {description.worker_url}/internal/v1/payment-tokens/ptk_…/decrypt "
         f"--cacert {_shown(description.server_ca)} --cert {_shown(description.worker_cert)} "
@@ -126,11 +153,16 @@ def _suggestions(description: Description, state_dir: Path) -> tuple[str, ...]:
     )
     return (
         f"{programs}glam-terminal swipe 4242424242424242 --state-dir {state}",
-        bearer,
+        bearer("TOKEN", "['jwt']['client']"),
         f'curl -s {description.http_url}/api/v1/payment-tokens -H "Authorization: Bearer $TOKEN"',
         look,
         f"{programs}glamctl --socket {socket} status",
         f"{programs}glamctl --socket {socket} audit verify",
+        bearer("BUYER", "['credits_demo']['jwt']"),
+        f'curl -s {description.http_url}/api/credits -H "Authorization: Bearer $BUYER"',
+        purchase,
+        f"{programs}glamctl --socket {socket} ledger history {buyer.merchant_id}",
+        f"{programs}glamctl --socket {socket} events lag",
     )
 
 

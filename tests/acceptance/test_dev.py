@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import aiohttp
 import asyncpg
+import nats.errors
 import orjson
 import pytest
 from click.testing import CliRunner
@@ -34,7 +36,18 @@ from glamd.errors import UnavailableError
 from tests.faults.kill_daemon import KillReport, kill_under_load
 from tests.faults.replay import replay
 from tests.support.at_terminal import at_terminal
-from tests.support.dev_client import Caller, ask, decrypted, own_device, rest, tap, watched
+from tests.support.dev_client import (
+    TIMEOUT,
+    Caller,
+    ask,
+    call,
+    decrypted,
+    own_device,
+    rest,
+    tap,
+    watched,
+)
+from tests.support.nats import nats_client, stored
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Process, at_work_in, descendants, until
 
@@ -47,6 +60,9 @@ FaultRuns: TypeAlias = tuple[Future[KillReport], Future[tuple[Counter[str], Coun
 TAP = re.compile(
     r"^\d\d:\d\d:\d\d (tdes|aes)-dukpt +dev_\w+  (\w+) +•••• (\d{4})  (ptk_\w{26})  [\d.]+ ms$",
     re.MULTILINE,
+)
+MONEY = re.compile(
+    r"^\d\d:\d\d:\d\d (credits|billing|demo) +([\w.]+)(?: x(\d+))? +(.*)$", re.MULTILINE
 )
 
 
@@ -197,6 +213,14 @@ def holds_nothing(state_dir: Path) -> bool:
     return not left and not at_work_in(state_dir)
 
 
+def child_of(daemon: DevDaemon, command: str) -> Process:
+    """The server of this name that the daemon itself has started, and not one of its children."""
+    below = descendants(daemon.pid)
+    own = below - {each for child in below for each in descendants(child.pid)}
+    [found] = [child for child in own if child.command == command]
+    return found
+
+
 def complaints(state_dir: Path) -> list[str]:
     """The lines of its log that tell of an error."""
     lines = (state_dir / "glamd.log").read_text().splitlines()
@@ -286,6 +310,7 @@ def test_dev_json_is_as_the_contract_says(tapping: DevDaemon) -> None:
         "database": {"url", "admin_url"},
         "nats": {"url"},
         "jwt": {"client", "internal"},
+        "credits_demo": {"merchant_id", "domain", "jwt", "shopify"},
     }
     plain = {name for name, value in found.items() if not isinstance(value, dict)}
     assert plain == {"pid", "merchant_id", "domain", "devices"}
@@ -383,6 +408,54 @@ def test_into_a_file_it_prints_plainly_what_runs_where_and_what_to_try(tapping: 
     assert "data" in json.loads(shown.stdout)
 
 
+def test_the_buyers_money_is_printed_as_it_comes(tapping: DevDaemon) -> None:
+    def named(room: str, name: str) -> list[str]:
+        return [
+            " ".join(found[4].split())
+            for found in MONEY.finditer(tapping.output())
+            if (found[1], found[2]) == (room, name)
+        ]
+
+    until(lambda: named("credits", "consumed"))
+    assert named("billing", "trial.started")[0].startswith("500 until ")
+    assert named("credits", "granted")[:2] == [
+        "+500 balance 500 (trial)",
+        "+100 balance 600 (purchase)",
+    ]
+    [checkout] = named("billing", "checkout")
+    assert checkout.startswith(
+        f"small approves at {tapping.text('credits_demo', 'shopify', 'url')}/"
+    )
+    assert named("billing", "credits.purchased") == ["100 for 9.99 at shopify"]
+    assert named("credits", "consumed")[0] == "-50 balance 550"
+    assert named("demo", "waits") == []
+
+
+async def test_a_purchase_begun_by_hand_is_paid_on_the_page_that_it_names(
+    quiet: DevDaemon,
+) -> None:
+    headers = {"Authorization": f"Bearer {quiet.text('credits_demo', 'jwt')}"}
+    purchases = f"{quiet.text('http', 'url')}/api/billing/purchases"
+    wanted = {"platform": "shopify", "return_url": "https://demo-credits.example/"}
+    begun = await call("POST", purchases, json={"pack": "large", **wanted}, headers=headers)
+    async with aiohttp.ClientSession(timeout=TIMEOUT) as browser:
+        page = begun.data["checkout_url"]
+        assert "1000 credits" in await (await browser.get(page)).text()
+        approved = await browser.post(page, data={"act": "approve"}, allow_redirects=False)
+    assert approved.headers["Location"].startswith(wanted["return_url"])
+
+    async def balance() -> int:
+        credits_url = f"{quiet.text('http', 'url')}/api/credits"
+        return int((await call("GET", credits_url, headers=headers)).data["balance"])
+
+    async def becomes(wanted: int) -> None:
+        while await balance() != wanted:
+            pass
+
+    async with asyncio.timeout(LONG_S):
+        await becomes(1000)
+
+
 def test_no_card_number_is_in_what_it_prints_and_logs(tapping: DevDaemon) -> None:
     until(lambda: tokens_printed(tapping))
     # The first one is in the command that is shown to be tried.
@@ -442,7 +515,7 @@ def test_a_sigterm_ends_it_in_order_also_where_nobody_reads_what_it_prints(
         finally:
             process.kill()
     assert (process.returncode, complaint) == (0, b"")
-    assert "postgres" in {child.command for child in children}
+    assert {"postgres", "nats-server"} <= {child.command for child in children}
     assert not [child for child in children if child.alive]
     assert holds_nothing(state_dir)
     assert complaints(state_dir) == []
@@ -475,11 +548,12 @@ def test_without_the_demo_all_is_there_and_nothing_taps(quiet: DevDaemon) -> Non
         shown = json.loads(quiet.run("glamctl", "--json", "device", "show", str(device_id)).stdout)
         assert (shown["presence"], shown["last_seen_at"]) == ("offline", None)
     assert tokens_printed(quiet) == []
+    assert MONEY.findall(quiet.output()) == []
 
 
 def test_after_kill_9_no_child_keeps_the_next_start_waiting(quiet: DevDaemon) -> None:
     children = descendants(quiet.pid)
-    assert children
+    assert {"postgres", "nats-server"} <= {child.command for child in children}
     quiet.kill9()
     quiet.start()
     until(lambda: not [child for child in children if child.alive])
@@ -489,23 +563,39 @@ def test_after_kill_9_no_child_keeps_the_next_start_waiting(quiet: DevDaemon) ->
 async def test_a_postgresql_that_is_killed_comes_back_and_tapping_goes_on(
     quiet: DevDaemon,
 ) -> None:
-    def server() -> Process:
-        # Started by us and not by another of our children.
-        below = descendants(quiet.pid)
-        [found] = below - {each for child in below for each in descendants(child.pid)}
-        return found
-
     device = await own_device(quiet)
     before = tap(device, "before")
     [first] = await ask(device, before)
-    killed = server()
+    killed = child_of(quiet, "postgres")
     os.kill(killed.pid, signal.SIGKILL)
     answers, meanwhile = await watched(device, tap(device, "after"), before)
     assert [answer.code for answer in answers] == ["ok", "ok"]
     assert answers[1].fields == first.fields | {"replayed": True}
     assert {answer.code for answer in meanwhile} <= {"UNAVAILABLE"}
-    assert server() != killed
+    assert child_of(quiet, "postgres") != killed
     assert quiet.run("glamctl", "health").returncode == 0
+
+
+async def test_a_nats_server_that_is_killed_comes_back_and_events_flow(quiet: DevDaemon) -> None:
+    killed = child_of(quiet, "nats-server")
+    os.kill(killed.pid, signal.SIGKILL)
+    device = await own_device(quiet)
+    [answer] = await ask(device, tap(device, secrets.token_hex(8)))
+    until(lambda: "nats-server" in {each.command for each in descendants(quiet.pid) - {killed}})
+
+    async def published() -> set[str]:
+        """The tokens that the stream tells of; none as long as nobody listens."""
+        try:
+            async with nats_client(quiet.text("nats", "url")) as client:
+                found = await stored(client)
+        except (OSError, nats.errors.Error):
+            return set()
+        return {each.content["data"].get("token", "") for each in found}
+
+    async with asyncio.timeout(LONG_S):
+        while answer.text("token") not in await published():
+            pass
+    assert child_of(quiet, "nats-server") != killed
 
 
 async def test_a_postgresql_that_cannot_come_back_ends_it_all_with_its_last_words(
@@ -570,7 +660,7 @@ async def test_a_server_of_ones_own_is_used_instead_of_a_child(
     url, own = module_empty_database_url, beginners[1]
     assert own.description["database"] == {"url": url, "admin_url": url}
     assert not (own.state_dir / "postgres").exists()
-    assert descendants(own.pid) == frozenset()
+    assert {child.command for child in descendants(own.pid)} == {"nats-server"}
     device = await own_device(own)
     [answer] = await ask(device, tap(device, "own-server"))
     assert (await decrypted(own, answer.text("token"))).data["expiry"] == "4912"

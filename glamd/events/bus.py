@@ -18,14 +18,13 @@ from urllib.parse import urlsplit
 
 import nats.errors
 import structlog
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Inbox
 from nats.js import api
 from nats.js.errors import APIError, NotFoundError
 from prometheus_client import Gauge
 
 from glamd.errors import ConfigError, UnavailableError
-from glamd.events.client import NatsClient, heed_cancellation
+from glamd.events.client import NatsClient, OnMessage, heed_cancellation
 
 STREAM: Final = "GLAM_EVENTS"
 SUBJECTS: Final = ("evt.>", "cmd.>")
@@ -55,8 +54,6 @@ MAX_REASON_CHARS: Final = 200
 log = structlog.get_logger()
 
 _CONNECTED = Gauge("glamd_events_connected", "1 while there is a connection to NATS.")
-
-OnMessage = Callable[[Msg], Awaitable[None]]
 
 
 class BusLostError(UnavailableError):
@@ -98,18 +95,31 @@ class Link:
             raise self._gone(error) from None
         heed_cancellation()
 
-    async def publish_built(self, subject: str, headers: bytes, body: bytes, *, reply: str) -> None:
-        """The same with a block of headers that is built already, and names that are checked."""
+    def send_built(self, subject: str, headers: bytes, body: bytes, *, reply: str) -> None:
+        """The same at once, with a block of headers that is built already and names that are
+        checked; BusLostError. Whoever sends much asks `is_full`, and then for `relief`."""
         try:
-            await self._client.publish_built(subject, headers, body, reply)
+            self._client.send_built(subject, headers, body, reply)
+        except (nats.errors.Error, OSError) as error:
+            raise self._gone(error) from None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much waits for the socket as should."""
+        return self._client.is_full
+
+    async def relief(self) -> None:
+        """Return when there is room again, and others had their turn; BusLostError."""
+        try:
+            await self._client.relieve()
         except (nats.errors.Error, OSError) as error:
             raise self._gone(error) from None
         heed_cancellation()
 
     async def subscribe(self, subject: str, on_message: OnMessage) -> Inbox:
-        """Have messages to this subject handled one after the other; BusLostError."""
+        """Have messages to this subject taken one after the other, as they come; BusLostError."""
         try:
-            return await self._client.subscribe(subject, cb=on_message)
+            return await self._client.subscribe_taker(subject, on_message)
         except (nats.errors.Error, OSError) as error:
             raise self._gone(error) from None
 
@@ -127,6 +137,7 @@ class Link:
                 await self._client.flush()
         except (nats.errors.Error, OSError) as error:
             raise self._gone(error) from None
+        heed_cancellation()
 
     async def until(self, future: asyncio.Future[None], *, timeout_s: float) -> None:
         """Wait for the future; BusLostError when the link goes first, TimeoutError."""
@@ -326,6 +337,7 @@ class Bus:
                     flush_timeout=API_TIMEOUT_S,
                     error_cb=failed,
                 )
+            heed_cancellation()
         except asyncio.CancelledError:
             await client.end()
             raise

@@ -12,7 +12,6 @@ from typing import Final
 
 import orjson
 import structlog
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Inbox
 from nats.js import api
 from nats.js.errors import NotFoundError as AbsentError
@@ -22,9 +21,10 @@ from glamd.errors import GlamError, UnavailableError
 from glamd.events.bus import STREAM, Bus, BusLostError, Link
 from glamd.events.dead_letters import DeadLetters
 from glamd.events.handling import ACK_WAIT_S, RETRY_DELAYS_S, Handling
+from glamd.events.message import DESCRIPTION, STATUS, Message
 from glamd.events.subscription import Subscription
 
-IN_FLIGHT: Final = 512
+IN_FLIGHT: Final = 1024
 """Messages of a subject that were fetched and are not finished, on one node."""
 
 UNFINISHED_LIMIT: Final = 100_000
@@ -37,9 +37,6 @@ PULL_GRACE_S: Final = 5.0
 
 PULL_BYTES: Final = 4 * 1024 * 1024
 """Of one fetch, unless a single message may be larger."""
-
-YIELD_EVERY: Final = 32
-"""Messages taken before others in this process get their turn."""
 
 LAST_FLUSH_S: Final = 0.5
 """What the last acknowledgements have to leave in, however little of the drain's time is left."""
@@ -155,7 +152,6 @@ class Consumer:
         self._link: Link | None = None
         self._inbox: Inbox | None = None
         self._wanted = 0
-        self._taken = 0
         self._refused = False
         self._pulled: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
@@ -276,23 +272,20 @@ class Consumer:
             self._refused = False
             await asyncio.sleep(FIRST_PAUSE_S)
 
-    async def _on_message(self, message: Msg) -> None:
-        """Take what was fetched; must not wait for a handler, since others wait behind it."""
+    def _on_message(self, message: Message) -> None:
+        """Take what was fetched."""
         if not message.reply:
-            self._end_pull(message.headers or {})
+            self._end_pull(message.headers)
             return
         self._wanted -= 1
         if self._wanted <= 0:
             _resolve(self._pulled)
         self._handling.take(message)
-        self._taken += 1
-        if self._taken % YIELD_EVERY == 0:
-            await asyncio.sleep(0)
 
     def _end_pull(self, headers: dict[str, str]) -> None:
         """The server has ended the request: it expired or was full, or the consumer is gone."""
-        status = headers.get(api.Header.STATUS)
-        told = headers.get(api.Header.DESCRIPTION, "")
+        status = headers.get(STATUS)
+        told = headers.get(DESCRIPTION, "")
         gone = status == "503" or "deleted" in told.lower()
         if gone and self._link is not None:
             log.warning("consumer_gone", subject=self.subject)

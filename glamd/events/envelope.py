@@ -109,9 +109,12 @@ def read(model: type[D], *, body: bytes, headers: Mapping[str, str]) -> Event[D]
     if found.source == OUR_NAME:
         return None
     event_id = _event_id(content, headers)
-    try:
+    given = found.data
+    if None in given.values():
         # A field that is there and null is as good as one that is not there.
-        data = model.model_validate({k: v for k, v in found.data.items() if v is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+    try:
+        data = model.model_validate(given)
     except ValidationError as error:
         # `from None`: the cause would carry the input into a log.
         raise _invalid(_fields(error)) from None

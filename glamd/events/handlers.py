@@ -5,6 +5,7 @@ reference, or the merchant's id, has one effect only. What is not there yet is N
 is tried again; what will never fit is InputError or ConflictError, which is a dead letter.
 """
 
+import asyncio
 from typing import Final
 
 from glamd.billing.service import Billing
@@ -17,7 +18,7 @@ from glamd.events.schemas import (
     TrialStarted,
 )
 from glamd.events.subscription import Subscription
-from glamd.ledger.model import Command, InsufficientCreditsError
+from glamd.ledger.model import Applied, Command, InsufficientCreditsError
 from glamd.ledger.service import Ledger
 from glamd.onboarding import Onboarding
 
@@ -26,18 +27,21 @@ MATCH_COST: Final = 1
 
 
 def subscriptions(
-    *, onboarding: Onboarding, ledger: Ledger, billing: Billing, trial_credits: int
+    *, onboarding: Onboarding, ledger: Ledger, billing: Billing
 ) -> tuple[Subscription, ...]:
-    """All that is consumed; `trial_credits` are those of a trial whose event names no number."""
-    handlers = Handlers(
-        onboarding=onboarding, ledger=ledger, billing=billing, trial_credits=trial_credits
-    )
+    """All that is consumed."""
+    handlers = Handlers(onboarding=onboarding, ledger=ledger, billing=billing)
     return (
         Subscription(MerchantCreated, handlers.merchant_created),
         Subscription(TrialStarted, handlers.trial_started),
         Subscription(CreditsPurchased, handlers.credits_purchased),
         # The ledger puts it into the merchant's mailbox before anybody waits.
-        Subscription(MatchCompleted, handlers.match_completed, in_turn=False),
+        Subscription(
+            MatchCompleted,
+            handlers.match_completed,
+            in_turn=False,
+            settled=(InsufficientCreditsError,),
+        ),
         Subscription(PurchaseUpdated, handlers.purchase_updated),
     )
 
@@ -45,13 +49,10 @@ def subscriptions(
 class Handlers:
     """The effects, by subject."""
 
-    def __init__(
-        self, *, onboarding: Onboarding, ledger: Ledger, billing: Billing, trial_credits: int
-    ) -> None:
+    def __init__(self, *, onboarding: Onboarding, ledger: Ledger, billing: Billing) -> None:
         self._onboarding = onboarding
         self._ledger = ledger
         self._billing = billing
-        self._trial_credits = trial_credits
 
     async def merchant_created(self, event: Event[MerchantCreated]) -> None:
         """Make merchant, billing record and credit account, or what is missing of them."""
@@ -87,26 +88,23 @@ class Handlers:
             correlation_id=event.correlation_id,
         )
 
-    async def match_completed(self, event: Event[MatchCompleted]) -> None:
+    def match_completed(self, event: Event[MatchCompleted]) -> asyncio.Future[Applied]:
         """Take what a match costs; of a balance that is too small an event of its own tells."""
         data = event.data
-        try:
-            await self._ledger.apply(
-                Command(
-                    merchant_id=data.merchant_id,
-                    operation="debit",
-                    amount=MATCH_COST,
-                    reference_type="match",
-                    reference_id=data.match_id,
-                    metadata={
-                        "shopper_id": data.shopper_id,
-                        "matched_items_count": data.matched_items_count,
-                    },
-                    correlation_id=event.correlation_id,
-                )
+        return self._ledger.apply(
+            Command(
+                merchant_id=data.merchant_id,
+                operation="debit",
+                amount=MATCH_COST,
+                reference_type="match",
+                reference_id=data.match_id,
+                metadata={
+                    "shopper_id": data.shopper_id,
+                    "matched_items_count": data.matched_items_count,
+                },
+                correlation_id=event.correlation_id,
             )
-        except InsufficientCreditsError:
-            return
+        )
 
     async def purchase_updated(self, event: Event[PurchaseUpdated]) -> None:
         """Give a charge's status its effect on the purchase."""

@@ -10,17 +10,17 @@ without a word when we die during the last one.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import nats.errors
 import structlog
-from nats.aio.msg import Msg
 from prometheus_client import Counter
 
 from glamd.errors import GlamError, UnavailableError
 from glamd.events.dead_letters import DeadLetters, reason_of
+from glamd.events.message import Message
 from glamd.events.subscription import Job, Subscription, may_pass
 
 MAX_DELIVERIES: Final = 10
@@ -39,6 +39,11 @@ ACK_WAIT_S: Final = 60.0
 STALE_AFTER_S: Final = 45.0
 """What waited so long for its turn is given back unhandled: it is about to be repeated."""
 
+DONE: Final = b"+ACK"
+AGAIN: Final = b"-NAK"
+NEVER_AGAIN: Final = b"+TERM"
+"""The words of JetStream's protocol; `AGAIN` may be followed by a delay in JSON."""
+
 log = structlog.get_logger()
 
 _CONSUMED = Counter(
@@ -48,9 +53,8 @@ _CONSUMED = Counter(
 )
 
 
-@dataclass(slots=True)
-class _Delivery:
-    message: Msg
+class _Delivery(NamedTuple):
+    message: Message
     job: Job
     at_s: float
 
@@ -73,8 +77,9 @@ class Handling:
         self._closing = False
         self._lanes: dict[UUID, deque[_Delivery]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._running: dict[asyncio.Task[None], float] = {}
-        self._overdue: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Future[object], float] = {}
+        self._overdue: set[asyncio.Future[object]] = set()
+        self._emptied: asyncio.Future[None] | None = None
         self.held = 0
         """Messages taken and not finished."""
 
@@ -86,28 +91,28 @@ class Handling:
             for name in ("applied", "own", "retried", "dead", "given_back")
         }
 
-    def take(self, message: Msg) -> None:
+    def take(self, message: Message) -> None:
         """Have a message handled, behind those of the same merchant that are here already."""
         self.held += 1
         if self._closing:
-            self._begin(self._only(self._give_back(message)))
+            self._end(message, "given_back", AGAIN)
             return
         try:
-            job = self._subscription.read(message.data, message.headers or {})
+            job = self._subscription.read(message.body, message.headers)
         except GlamError as error:
-            self._begin(self._only(self._bury(message, reason_of(error))))
+            self._begin(self._bury(message, reason_of(error)))
             return
         if job is None:
-            self._begin(self._only(self._acknowledge(message, "own")))
+            self._end(message, "own", DONE)
             return
         delivery = _Delivery(message, job, asyncio.get_running_loop().time())
         if not self._subscription.in_turn:
-            self._begin(self._handle(delivery))
+            self._start(delivery)
         elif (lane := self._lanes.get(job.merchant_id)) is not None:
             lane.append(delivery)
         else:
             self._lanes[job.merchant_id] = deque((delivery,))
-            self._begin(self._work_through(job.merchant_id))
+            self._go_on(job.merchant_id)
 
     def close(self) -> None:
         """Begin nothing any more: what comes, and what waits for its turn, is given back."""
@@ -115,8 +120,9 @@ class Handling:
 
     async def finish(self, timeout_s: float) -> int:
         """Wait for what was begun; how many are left at the end of the time."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
+        if self.held:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._emptied,), timeout=timeout_s)
         return self.held
 
     async def watch(self) -> None:
@@ -124,94 +130,71 @@ class Handling:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
-            for task, began_s in tuple(self._running.items()):
+            for begun, began_s in tuple(self._running.items()):
                 if loop.time() - began_s < HANDLER_TIMEOUT_S:
                     break  # they stand in the order in which they were begun
-                if task not in self._overdue:
-                    self._overdue.add(task)
-                    task.cancel()
+                if begun not in self._overdue:
+                    self._overdue.add(begun)
+                    begun.cancel()
 
     async def cancel(self) -> None:
         """Break off what is under way; JetStream repeats it."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closing = True
+        left: list[asyncio.Future[object] | asyncio.Task[None]] = [*self._running, *self._tasks]
+        for each in left:
+            each.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    # ---- from one step to the next; none of them waits
 
-    async def _work_through(self, merchant_id: UUID) -> None:
-        """Handle a merchant's messages one after the other."""
+    def _start(self, delivery: _Delivery) -> bool:
+        """Begin with an event; False where it was given back instead."""
+        now_s = asyncio.get_running_loop().time()
+        if self._closing or now_s - delivery.at_s > STALE_AFTER_S:
+            self._end(delivery.message, "given_back", AGAIN)
+            return False
+        begun = delivery.job.begin()
+        self._running[begun] = now_s
+        begun.add_done_callback(partial(self._ended, delivery))
+        return True
+
+    def _go_on(self, merchant_id: UUID) -> None:
+        """Begin with the next event of a merchant's, or give up the lane."""
         lane = self._lanes[merchant_id]
         while lane:
-            await self._handle(lane.popleft())
-        # No await between the check and this, so nobody adds to a lane that is given up.
+            if self._start(lane.popleft()):
+                return
         del self._lanes[merchant_id]
 
-    async def _handle(self, delivery: _Delivery) -> None:
-        """See a message to its end, and make room for another however that is."""
+    def _ended(self, delivery: _Delivery, ended: asyncio.Future[object]) -> None:
+        """See to it what became of an event, and to the next one."""
         message, job = delivery.message, delivery.job
-        now_s = asyncio.get_running_loop().time()
-        try:
-            if self._closing or now_s - delivery.at_s > STALE_AFTER_S:
-                await self._give_back(message)
-                return
-            try:
-                await self._run(job, now_s)
-            except GlamError as error:
-                await self._failed(message, job, error)
-            else:
-                self.failing = 0
-                await self._acknowledge(message, "applied")
-        except Exception as error:  # noqa: BLE001 - it is logged where it should be
-            self._broken(error)
-        finally:
-            self._release()
-
-    async def _only(self, work: Coroutine[None, None, None]) -> None:
-        """Say one word about a message that needs no handling, and make room for another."""
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001 - it is logged where it should be
-            self._broken(error)
-        finally:
-            self._release()
-
-    def _broken(self, error: Exception) -> None:
-        subject = self._subscription.subject
-        if isinstance(error, nats.errors.Error | OSError):
-            # Our word did not leave, since the link is lost: the message comes again.
-            log.debug("acknowledgement_not_sent", subject=subject)
+        del self._running[ended]
+        is_overdue = ended in self._overdue
+        self._overdue.discard(ended)
+        if not ended.cancelled():
+            error = job.error_of(ended)
+        elif is_overdue:
+            error = UnavailableError("The handler took too long.", code="HANDLER_TIMEOUT")
         else:
-            log.error("message_handling_crashed", subject=subject, exc_info=error)
+            error = None
+        if error is not None:
+            self._failed(message, job, error)
+        elif ended.cancelled():
+            # Broken off, and not for its length: JetStream repeats what nobody speaks of.
+            self._release()
+        else:
+            self.failing = 0
+            self._end(message, "applied", DONE)
+        if self._subscription.in_turn:
+            self._go_on(job.merchant_id)
 
-    def _release(self) -> None:
-        self.held -= 1
-        self._released()
-
-    async def _run(self, job: Job, now_s: float) -> None:
-        """Run the job; UnavailableError HANDLER_TIMEOUT where it was broken off for its length."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._running[task] = now_s
-        try:
-            await job.run()
-        except asyncio.CancelledError:
-            if task not in self._overdue or task.uncancel() > 0:
-                raise
-            raise UnavailableError("The handler took too long.", code="HANDLER_TIMEOUT") from None
-        finally:
-            del self._running[task]
-            self._overdue.discard(task)
-
-    async def _failed(self, message: Msg, job: Job, error: GlamError) -> None:
+    def _failed(self, message: Message, job: Job, error: GlamError) -> None:
         if isinstance(error, UnavailableError):
             self.failing += 1
-        deliveries = message.metadata.num_delivered
+        deliveries = message.deliveries
         if not may_pass(error) or deliveries >= MAX_DELIVERIES:
-            await self._bury(message, reason_of(error))
+            self._begin(self._bury(message, reason_of(error)))
             return
         log.debug(
             "event_retried",
@@ -221,37 +204,56 @@ class Handling:
             code=error.code,
             deliveries=deliveries,
         )
-        await self._retry(message, deliveries)
+        self._retry(message, deliveries)
 
-    async def _acknowledge(self, message: Msg, outcome: str) -> None:
-        self._outcomes[outcome].inc()
-        await message.ack()
-
-    async def _give_back(self, message: Msg) -> None:
-        """Let another node, or our next start, have it at once."""
-        self._outcomes["given_back"].inc()
-        await message.nak()
-
-    async def _retry(self, message: Msg, deliveries: int) -> None:
-        self._outcomes["retried"].inc()
+    def _retry(self, message: Message, deliveries: int) -> None:
         last = len(self._retry_delays_s) - 1
-        await message.nak(delay=self._retry_delays_s[min(deliveries - 1, last)])
+        delay_s = self._retry_delays_s[min(deliveries - 1, last)]
+        self._end(message, "retried", AGAIN + b' {"delay": %d}' % (delay_s * 1e9))
 
-    async def _bury(self, message: Msg, reason: str) -> None:
+    def _end(self, message: Message, outcome: str, word: bytes) -> None:
+        """Say the last word about a message, and make room for another."""
+        self._outcomes[outcome].inc()
+        try:
+            message.answer(word)
+        except (nats.errors.Error, OSError):
+            # Our word did not leave, since the link is lost: the message comes again.
+            log.debug("acknowledgement_not_sent", subject=self._subscription.subject)
+        self._release()
+
+    def _release(self) -> None:
+        self.held -= 1
+        if not self.held and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
+        self._released()
+
+    # ---- dead letters
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _bury(self, message: Message, reason: str) -> None:
         """Keep a dead letter, and only then let JetStream forget the message."""
-        deliveries = message.metadata.num_delivered
+        deliveries = message.deliveries
         try:
             await self._dead_letters.keep(
                 subject=self._subscription.subject,
-                payload=message.data,
-                headers=message.headers or {},
+                payload=message.body,
+                headers=message.headers,
                 reason=reason,
                 attempts=deliveries,
             )
         except GlamError as error:
             self.failing += 1
             log.warning("dead_letter_not_kept", code=error.code)
-            await self._retry(message, deliveries)
-            return
-        self._outcomes["dead"].inc()
-        await message.term()
+            self._retry(message, deliveries)
+        except asyncio.CancelledError:
+            self._release()
+            raise
+        except Exception:
+            log.exception("dead_letter_crashed", subject=self._subscription.subject)
+            self._release()
+        else:
+            self._end(message, "dead", NEVER_AGAIN)

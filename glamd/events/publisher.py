@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 import orjson
-from nats.aio.msg import Msg
-from nats.js.api import Header
 
 from glamd.events import envelope
 from glamd.events.bus import BusLostError, Link
+from glamd.events.message import STATUS, Message
 from glamd.events.store import OutboxRow
 
 ACK_TIMEOUT_S: Final = 5.0
@@ -81,9 +80,9 @@ class Publisher:
             self._lanes.setdefault(row.merchant_id, deque()).append(row)
         try:
             for started, lane in enumerate(tuple(self._lanes.values()), 1):
-                await self._send_first(lane)
-                if started % YIELD_EVERY == 0:
-                    await asyncio.sleep(0)
+                self._send_first(lane)
+                if started % YIELD_EVERY == 0 or self.link.is_full:
+                    await self.link.relief()
             await self._until_settled()
         except BusLostError:
             outcome.lost = True
@@ -101,7 +100,7 @@ class Publisher:
                     for lane in tuple(self._lanes.values()):
                         self._fail(lane, "NO_ACK")
 
-    async def _send_first(self, lane: deque[OutboxRow]) -> None:
+    def _send_first(self, lane: deque[OutboxRow]) -> None:
         """Send the first of a merchant's rows, or give the merchant up for this batch."""
         row = lane[0]
         if not envelope.is_subject(row.subject):
@@ -125,9 +124,9 @@ class Publisher:
         self._sent += 1
         token = str(self._sent)
         self._in_flight[token] = row
-        await self.link.publish_built(row.subject, headers, body, reply=f"{self._inbox}.{token}")
+        self.link.send_built(row.subject, headers, body, reply=f"{self._inbox}.{token}")
 
-    async def _on_answer(self, message: Msg) -> None:
+    def _on_answer(self, message: Message) -> None:
         row = self._in_flight.get(token := message.subject.rpartition(".")[2])
         if row is None:
             return
@@ -144,13 +143,11 @@ class Publisher:
         lane.popleft()
         if lane:
             try:
-                await self._send_first(lane)
+                self._send_first(lane)
             except BusLostError:
                 return  # whoever waits for the batch is told by the link itself
         else:
             self._drop(row.merchant_id)
-        if self._answered % YIELD_EVERY == 0:
-            await asyncio.sleep(0)
 
     def _fail(self, lane: deque[OutboxRow], code: str, *, lasting: bool = False) -> None:
         row = lane[0]
@@ -163,16 +160,16 @@ class Publisher:
             self._settled.set_result(None)
 
 
-def _verdict(message: Msg) -> str | None:
+def _verdict(message: Message) -> str | None:
     """Empty for an acknowledgement, else the code of the error; None for what is no answer.
 
     Anybody who listens to our subjects could reply to them, so what does not look like JetStream's
     own word is passed over.
     """
-    if message.headers and message.headers.get(Header.STATUS) == "503":
+    if message.headers.get(STATUS) == "503":
         return "NO_STREAM"
     try:
-        answer = orjson.loads(message.data)
+        answer = orjson.loads(message.body)
     except ValueError:
         return None
     if not isinstance(answer, dict):

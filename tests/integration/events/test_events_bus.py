@@ -24,6 +24,7 @@ from glamd.errors import ConfigError
 from glamd.events import bus as events_bus
 from glamd.events import client
 from glamd.events.bus import STREAM, Bus, BusLostError, Link
+from glamd.events.message import Message
 from tests.support.events_world import running, running_bus
 from tests.support.nats import NatsServer, nats_client
 from tests.support.postgres import eventually
@@ -373,3 +374,78 @@ async def test_a_link_that_is_dropped_is_followed_by_another(server: EmbeddedBus
         assert await link_of(bus) is not link
         async with nats_client(url) as client:
             assert (await client.jsm().stream_info(STREAM)).state.messages == 0
+
+
+# ---- what goes over it
+
+
+async def test_a_message_that_crashes_its_taker_does_not_take_the_link_with_it(
+    nats_server: NatsServer,
+) -> None:
+    taken: list[Message] = []
+
+    def take(message: Message) -> None:
+        if message.body == b"bad":
+            raise ZeroDivisionError("a bug that we do not know")
+        taken.append(message)
+
+    async def is_taken() -> bool:
+        return len(taken) == 1
+
+    async with running_bus(nats_server.url) as bus, nats_client(nats_server.url) as other:
+        link = await link_of(bus)
+        with capture_logs() as logs:
+            await link.subscribe("take.me", take)
+            await link.flush(timeout_s=TIMEOUT_S)
+            await other.publish("take.me", b"bad")
+            await other.publish("take.me", b"good", reply="back", headers={"a": "b"})
+            await eventually(is_taken)
+        assert not link.is_lost
+        assert [each["event"] for each in logs] == ["bus_callback_crashed"]
+    [good] = taken
+    assert (good.subject, good.reply, good.body, good.headers) == (
+        "take.me",
+        "back",
+        b"good",
+        {"a": "b"},
+    )
+
+
+async def test_an_answer_goes_where_the_message_wants_it(nats_server: NatsServer) -> None:
+    async with running_bus(nats_server.url) as bus, nats_client(nats_server.url) as other:
+        link = await link_of(bus)
+        await link.subscribe("ask.me", lambda message: message.answer(b"told " + message.body))
+        await link.flush(timeout_s=TIMEOUT_S)
+        asked = [other.request("ask.me", b"%d" % n, timeout=TIMEOUT_S) for n in range(100)]
+        answers = await asyncio.gather(*asked)
+    assert [answer.data for answer in answers] == [b"told %d" % n for n in range(100)]
+
+
+async def test_after_relief_there_is_room_again_and_nothing_is_missing(
+    nats_server: NatsServer,
+) -> None:
+    taken: list[bytes] = []
+    body = b"x" * 200_000
+    sent = 0
+
+    async def all_taken() -> bool:
+        return len(taken) == sent
+
+    async with running_bus(nats_server.url) as bus:
+        link = await link_of(bus)
+        await link.subscribe("much", lambda message: taken.append(message.body))
+        for _ in range(3):
+            while not link.is_full:
+                link.send_built("much", b"NATS/1.0\r\n\r\n", body, reply="r")
+                sent += 1
+            await link.relief()
+            assert not link.is_full
+        await eventually(all_taken)
+    assert set(taken) == {body}
+
+
+async def test_nothing_is_sent_over_a_link_that_was_closed(nats_server: NatsServer) -> None:
+    async with running_bus(nats_server.url) as bus:
+        link = await link_of(bus)
+    with pytest.raises(BusLostError):
+        link.send_built("much", b"NATS/1.0\r\n\r\n", b"", reply="r")

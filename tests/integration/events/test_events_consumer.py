@@ -51,6 +51,7 @@ class Desk:
     errors: dict[str, list[Exception]] = field(default_factory=dict)
     always: dict[str, Exception] = field(default_factory=dict)
     open: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: set[str] = field(default_factory=set)
     at_work: int = 0
     most_at_work: int = 0
     after: Callable[[str], Awaitable[None]] | None = None
@@ -66,6 +67,9 @@ class Desk:
         self.most_at_work = max(self.most_at_work, self.at_work)
         try:
             await self.open.wait()
+            if name in self.cancelled:
+                self.cancelled.remove(name)
+                raise asyncio.CancelledError
             if name in self.always:
                 raise self.always[name]
             if self.errors.get(name):
@@ -273,6 +277,146 @@ async def test_a_handler_that_never_ends_is_broken_off_and_tried_again(
         world.desk.open.set()
         await until_applied(world, 1)
         await until_nothing_is_left(client)
+
+
+async def test_a_handler_that_gives_up_by_itself_holds_up_nobody_behind_it(
+    bus: Bus, client: Client, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "ACK_WAIT_S", 0.3)
+    # Not ours: whatever it had waited for was cancelled by somebody else.
+    world.desk.cancelled.add("first")
+    async with running(world.consumers(bus)):
+        await send(client, "first", "second", "third")
+        await until_applied(world, 3)
+        await until_nothing_is_left(client)
+    assert world.desk.applied[:2] == ["second", "third"]
+    assert world.desk.tried["first"] == 2
+
+
+# ---- handlers that return futures
+
+
+@dataclass
+class Counter:
+    """Handles matches by futures that the test resolves, as an actor would."""
+
+    begun: dict[str, "asyncio.Future[None]"] = field(default_factory=dict)
+    tried: list[str] = field(default_factory=list)
+    refuses: Exception | None = None
+
+    def handle(self, event: Event[MatchCompleted]) -> "asyncio.Future[None]":
+        """Begin at once."""
+        name = event.data.match_id
+        self.tried.append(name)
+        if self.refuses is not None:
+            error, self.refuses = self.refuses, None
+            raise error
+        self.begun[name] = asyncio.get_running_loop().create_future()
+        return self.begun[name]
+
+    async def until_begun(self, *names: str) -> None:
+        """Return when these have begun."""
+
+        async def all_begun() -> bool:
+            return self.begun.keys() >= set(names)
+
+        await eventually(all_begun)
+
+
+@dataclass
+class CounterWorld:
+    """A counter behind consumers."""
+
+    counter: Counter
+    letters: DeadLetters
+    consumers: Consumers
+
+
+@pytest.fixture
+def counting(bus: Bus, database: Database) -> CounterWorld:
+    """A counter for which a conflict is an effect as well."""
+    counter = Counter()
+    subscription = Subscription(
+        MatchCompleted, counter.handle, in_turn=False, settled=(ConflictError,)
+    )
+    letters = DeadLetters(database, subscriptions=[subscription], clock=SystemClock())
+    consumers = Consumers(
+        bus, subscriptions=[subscription], dead_letters=letters, retry_delays_s=(0.01,) * 9
+    )
+    return CounterWorld(counter, letters, consumers)
+
+
+async def test_a_refusal_before_the_future_is_judged_like_any_other(
+    counting: CounterWorld, client: Client
+) -> None:
+    counting.counter.refuses = InputError("It is wrong.", code="WRONG")
+    async with running(counting.consumers):
+        await send(client, "bad")
+
+        async def is_kept() -> bool:
+            return len(await counting.letters.listed()) == 1
+
+        await eventually(is_kept)
+        counting.counter.refuses = ZeroDivisionError("a bug")
+        await send(client, "good")
+        await counting.counter.until_begun("good")
+        counting.counter.begun["good"].set_result(None)
+        await until_nothing_is_left(client)
+    assert counting.counter.tried == ["bad", "good", "good"]
+
+
+async def test_futures_fail_alike_and_what_is_settled_is_done_with(
+    counting: CounterWorld, client: Client
+) -> None:
+    counter = counting.counter
+    async with running(counting.consumers):
+        await send(client, "poor", "late", "slow")
+        await counter.until_begun("poor", "late", "slow")
+        first = dict(counter.begun)
+        first["poor"].set_exception(ConflictError("Not enough.", code="INSUFFICIENT_CREDITS"))
+        del counter.begun["late"]
+        first["late"].set_exception(NotFoundError("There is no account."))
+        await counter.until_begun("late")
+        counter.begun["late"].set_result(None)
+        first["slow"].set_result(None)
+        await until_nothing_is_left(client)
+        assert await counting.letters.listed() == ()
+    assert counter.tried == ["poor", "late", "slow", "late"]
+
+
+async def test_a_future_that_never_ends_is_cancelled_and_tried_again(
+    counting: CounterWorld, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handling, "HANDLER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(handling, "WATCH_EVERY_S", 0.01)
+    counter = counting.counter
+    async with running(counting.consumers):
+        await send(client, "slow")
+        await counter.until_begun("slow")
+        never = counter.begun.pop("slow")
+        await counter.until_begun("slow")
+        counter.begun["slow"].set_result(None)
+        await until_nothing_is_left(client)
+    assert never.cancelled()
+
+
+async def test_a_drain_waits_for_futures_and_sees_their_acknowledgements_off(
+    counting: CounterWorld, client: Client
+) -> None:
+    async with running(counting.consumers):
+        await send(client, "a", "b")
+        await counting.counter.until_begun("a", "b")
+        stopping = asyncio.create_task(counting.consumers.stop(TIMEOUT_S))
+        await asyncio.wait((stopping,), timeout=0.05)
+        assert not stopping.done()
+        for future in counting.counter.begun.values():
+            future.set_result(None)
+        await stopping
+        found = await client.jsm().consumer_info(STREAM, DURABLE)
+        assert (found.num_pending, found.num_ack_pending) == (0, 0)
+
+
+# ---- what is away
 
 
 async def test_a_letter_that_cannot_be_stored_leaves_the_event_with_jetstream(

@@ -118,7 +118,6 @@ def desk_of(world: World, node: Node, *, cde: Database | None = None) -> Desk:
             onboarding=onboarding,
             ledger=node.ledger,
             billing=node.billing,
-            trial_credits=TRIAL_CREDITS,
         ),
     )
 

@@ -11,10 +11,10 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nats.aio.msg import Msg
 
 from glamd.events import publisher
 from glamd.events.bus import BusLostError
+from glamd.events.message import Message
 from glamd.events.publisher import Outcome, Publisher
 from glamd.events.store import OutboxRow
 
@@ -30,6 +30,7 @@ class ScriptedLink:
         self.server = server
         self.max_payload_bytes = 1000
         self.is_lost = False
+        self.is_full = False
         self.sent: list[str] = []
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_message: Any = None
@@ -40,9 +41,10 @@ class ScriptedLink:
     async def subscribe(self, _subject: str, on_message: object) -> None:
         self.on_message = on_message
 
-    async def publish_built(
-        self, _subject: str, _headers: bytes, body: bytes, *, reply: str
-    ) -> None:
+    async def relief(self) -> None:
+        await asyncio.sleep(0)
+
+    def send_built(self, _subject: str, _headers: bytes, body: bytes, *, reply: str) -> None:
         if self.lost.done():
             raise BusLostError("lost")
         event_id = orjson.loads(body)["event_id"]
@@ -56,16 +58,19 @@ class ScriptedLink:
         if not future.done():
             raise BusLostError("lost") if self.lost.done() else TimeoutError
 
-    def answer(self, reply: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+    def answer(self, reply: str, data: bytes, block: bytes = b"") -> None:
         """Answer a message, in a moment."""
-        message = Msg(None, reply, "", data, headers)  # type: ignore[arg-type]
-        task = asyncio.get_running_loop().create_task(self.on_message(message))
-        task.add_done_callback(lambda done: done.result())
+        message = Message(reply, "", data, block, _nothing_more)
+        asyncio.get_running_loop().call_soon(self.on_message, message)
 
     def lose(self) -> None:
         """Lose the connection."""
         if not self.lost.done():
             self.lost.set_result(None)
+
+
+def _nothing_more(_subject: str, _body: bytes) -> None:
+    raise AssertionError("nobody answers an answer")
 
 
 def rows(*merchants: str, subject: str = "evt.x", text: str = "") -> list[OutboxRow]:
@@ -121,7 +126,7 @@ async def test_behind_a_refused_event_nothing_of_its_merchant_is_sent() -> None:
 
 async def test_without_a_stream_every_merchant_fails_once() -> None:
     def server(link: ScriptedLink, _event_id: str, reply: str) -> None:
-        link.answer(reply, b"", {"Status": "503"})
+        link.answer(reply, b"", b"NATS/1.0 503\r\n\r\n")
 
     outcome = await send(ScriptedLink(server), rows("a", "a", "b"))
     assert codes(outcome) == {"a1": ("NO_STREAM", False), "b1": ("NO_STREAM", False)}

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Mapping
 
-from bench import actors, dukpt, endpoint, http, report, start, tokens
+from bench import actors, dukpt, endpoint, events, http, ledger, report, start, tokens
 from bench.report import Result
 
 TOKEN_BAR = 10_000.0
@@ -27,6 +27,8 @@ def main() -> int:
         *_idle(actors.measure()),
         *_endpoint(echo.values()),
         *_http(http.measure()),
+        *ledger.measure(),
+        *events.measure(),
         *_start(figures),
     ]
     print(report.show(results))

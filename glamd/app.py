@@ -63,6 +63,7 @@ from glamd.revocations.service import Revocations
 log = structlog.get_logger()
 
 PURGE_EVERY_S: Final = 60.0
+EXPIRE_EVERY_S: Final = 5.0
 
 Reload: TypeAlias = Callable[[config.Settings], Awaitable[None]]
 
@@ -283,6 +284,8 @@ class _Assembly:
         self.lifetime.task(self._refresher.run(), "refresh")
         self.lifetime.at_drain(self._refresher.stop)
         self.lifetime.job(self._idempotency.purge, every_s=PURGE_EVERY_S, name="idempotency-purge")
+        expire = self._tokens.announce_expired
+        self.lifetime.job(expire, every_s=EXPIRE_EVERY_S, name="token-expiry")
         consume = self._settings.events.consume
         self._money.begin(self.lifetime, self._relaying, consume=consume)
 

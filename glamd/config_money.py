@@ -131,7 +131,7 @@ class Events(Section):
     replay_window_h: Annotated[float, Field(ge=1, le=8_760)] = 72.0
     poll_s: Annotated[float, Field(ge=0.01, le=60)] = 0.2
     consume: bool = True
-    in_flight: int = Field(default=512, ge=1, le=4_096)
+    in_flight: int = Field(default=1_024, ge=1, le=1_024)
     start_at: AwareDatetime | None = None
 
     @field_validator("password")

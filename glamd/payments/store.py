@@ -101,6 +101,24 @@ SET status = 'revoked', revoked_at = $2, card_ciphertext = NULL, sensitive_ciphe
 WHERE token = $1 AND status = 'active'
 RETURNING {_TOKEN_COLUMNS}
 """  # noqa: S608 - our own constants
+# The earlier of both clocks decides, so that a node whose clock is ahead announces nothing early.
+_EXPIRE: Final = """
+WITH due AS (
+    SELECT token FROM cde.payment_tokens
+    WHERE status = 'active' AND expired_at IS NULL AND expires_at <= least($1, now())
+    ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+), gone AS (
+    UPDATE cde.payment_tokens t SET expired_at = $1 FROM due WHERE t.token = due.token
+    RETURNING t.token, t.merchant_id, t.device_id, t.brand, t.last4
+), announced AS (
+    INSERT INTO cde.outbox (subject, merchant_id, correlation_id, data)
+    SELECT 'evt.payment.token.expired.v1', merchant_id, $3,
+           jsonb_build_object('merchant_id', merchant_id, 'token', token, 'device_id', device_id,
+                              'brand', brand, 'last4', last4)
+    FROM gone
+)
+SELECT count(*) FROM gone
+"""
 _SEALED: Final = """
 SELECT merchant_id, status, expires_at, card_ciphertext, key_version
 FROM cde.payment_tokens WHERE token = $1
@@ -193,6 +211,12 @@ async def revoke(connection: Connection, name: str, now: datetime) -> PaymentTok
     """Shred the token's ciphertext; None where it was not active."""
     row = await connection.fetchrow(_REVOKE, name, now)
     return None if row is None else _payment_token(row, now)
+
+
+async def expire(database: Database, *, now: datetime, limit: int, correlation_id: str) -> int:
+    """Announce the end of tokens that are over, each once; how many, at most `limit`."""
+    value: int = await database.fetchval(_EXPIRE, now, limit, correlation_id)
+    return value
 
 
 async def sealed(

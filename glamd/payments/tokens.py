@@ -1,4 +1,4 @@
-"""Payment tokens as their owners see them: metadata, lists, revocation. Never a PAN.
+"""Payment tokens as their owners see them: metadata, lists, revocation, their end. Never a PAN.
 
 Looking at card data is `detokenize`, making tokens is `vault`.
 """
@@ -7,7 +7,7 @@ import base64
 import binascii
 from datetime import UTC, datetime
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 from prometheus_client import Counter
@@ -21,7 +21,11 @@ from glamd.payments.model import PaymentToken, TokenPage
 
 log = structlog.get_logger()
 _REVOKED = Counter("glamd_payments_revoked_tokens_total", "Tokens revoked on request.")
+_EXPIRED = Counter("glamd_payments_expired_tokens_total", "Tokens whose end was announced.")
 _CURSOR_LIMIT_CHARS: Final = 128
+
+EXPIRE_ROWS: Final = 500
+EXPIRE_BATCHES: Final = 100
 
 
 class Tokens:
@@ -95,6 +99,26 @@ class Tokens:
         _REVOKED.inc()
         log.info("token_revoked", token=token, merchant_id=str(found.merchant_id))
         return revoked
+
+    async def announce_expired(self) -> int:
+        """Tell of tokens that are over (`evt.payment.token.expired.v1`), each once over all nodes.
+
+        A token has ended at its time whether this has run or not, and what was revoked before does
+        not expire. How many, at most EXPIRE_ROWS * EXPIRE_BATCHES; UnavailableError.
+        """
+        told = 0
+        for _ in range(EXPIRE_BATCHES):
+            rows = await store.expire(
+                self._database,
+                now=self._clock.now(),
+                limit=EXPIRE_ROWS,
+                correlation_id=f"token-expiry-{uuid4()}",
+            )
+            _EXPIRED.inc(rows)
+            told += rows
+            if rows < EXPIRE_ROWS:
+                break
+        return told
 
 
 def _encode(last: PaymentToken) -> str:

@@ -32,8 +32,27 @@ ALTER TABLE {schema}.outbox DROP COLUMN published_at;
 ALTER TABLE {schema}.outbox DROP COLUMN event_id;
 """
 
-UPGRADE_CDE = _OUTBOX.format(schema="cde")
-DOWNGRADE_CDE = _NO_OUTBOX.format(schema="cde")
+# All rows that are there get the default without being written; then it is taken back from those
+# that live, so that the tokens of years are not announced one by one.
+UPGRADE_CDE = (
+    _OUTBOX.format(schema="cde")
+    + """
+ALTER TABLE cde.payment_tokens ADD COLUMN expired_at timestamptz DEFAULT now();
+ALTER TABLE cde.payment_tokens ALTER COLUMN expired_at DROP DEFAULT;
+UPDATE cde.payment_tokens SET expired_at = NULL WHERE expires_at > now();
+COMMENT ON COLUMN cde.payment_tokens.expired_at IS
+    'when its end was announced; that it has ended is for expires_at to say';
+CREATE INDEX payment_tokens_to_expire ON cde.payment_tokens (expires_at)
+    WHERE status = 'active' AND expired_at IS NULL;
+"""
+)
+DOWNGRADE_CDE = (
+    """
+DROP INDEX cde.payment_tokens_to_expire;
+ALTER TABLE cde.payment_tokens DROP COLUMN expired_at;
+"""
+    + _NO_OUTBOX.format(schema="cde")
+)
 
 UPGRADE_GLAM = (
     """

@@ -46,13 +46,18 @@ CREATE INDEX payment_tokens_to_expire ON cde.payment_tokens (expires_at)
     WHERE status = 'active' AND expired_at IS NULL;
 """
 )
-DOWNGRADE_CDE = (
-    """
+DOWNGRADE_CDE = """
 DROP INDEX cde.payment_tokens_to_expire;
 ALTER TABLE cde.payment_tokens DROP COLUMN expired_at;
+""" + _NO_OUTBOX.format(schema="cde")
+
+_FOR_MERCHANTS = """
+INSERT INTO glam.billing_records (merchant_id, created_at) SELECT merchant_id, now()
+FROM glam.merchants;
+INSERT INTO glam.credit_accounts (
+    merchant_id, platform_name, platform_id, platform_domain, created_at, updated_at)
+SELECT merchant_id, platform, shop_id, domain, now(), now() FROM glam.merchants;
 """
-    + _NO_OUTBOX.format(schema="cde")
-)
 
 UPGRADE_GLAM = (
     """
@@ -120,8 +125,8 @@ CREATE TABLE glam.credit_transactions (
 COMMENT ON COLUMN glam.credit_transactions.seq IS
     'the merchant''s first transaction is 1, and there is no gap';
 COMMENT ON COLUMN glam.credit_transactions.merchant_id IS
-    'an account''s; not held by a foreign key, which cost each debit 5 us. The statement that writes'
-    ' it has locked the account; `glamctl ledger verify` looks for orphans';
+    'an account''s; not held by a foreign key, which cost each debit 5 us. The statement that'
+    ' writes it has locked the account; `glamctl ledger verify` looks for orphans';
 
 CREATE TABLE glam.billing_records (
     merchant_id        uuid PRIMARY KEY,
@@ -184,13 +189,8 @@ CREATE TABLE glam.webhooks (
 );
 COMMENT ON COLUMN glam.webhooks.try_at IS 'null: done with, the outcome says how';
 CREATE INDEX webhooks_waiting ON glam.webhooks (try_at) WHERE try_at IS NOT NULL;
-
-INSERT INTO glam.billing_records (merchant_id, created_at) SELECT merchant_id, now()
-FROM glam.merchants;
-INSERT INTO glam.credit_accounts (
-    merchant_id, platform_name, platform_id, platform_domain, created_at, updated_at)
-SELECT merchant_id, platform, shop_id, domain, now(), now() FROM glam.merchants;
 """
+    + _FOR_MERCHANTS
 )
 
 DOWNGRADE_GLAM = """

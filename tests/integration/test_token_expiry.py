@@ -28,8 +28,9 @@ async def insert(database: Database, count: int, *, ends_in: timedelta) -> UUID:
     await database.execute(
         "INSERT INTO cde.payment_tokens (token, merchant_id, device_id, brand, bin, last4,"
         " fingerprint, entry_mode, card_ciphertext, key_version, created_at, expires_at)"
-        " SELECT 'ptk_' || upper(substr(md5($1::uuid::text || n), 1, 26)), $1::uuid, 'dev_1', 'visa',"
-        " '42424242', '4242', '\\x00', 'chip', '\\x01', 'v1', $2::timestamptz - interval '1 day', $2"
+        " SELECT 'ptk_' || upper(substr(md5($1::uuid::text || n), 1, 26)), $1::uuid, 'dev_1',"
+        " 'visa', '42424242', '4242', '\\x00', 'chip', '\\x01', 'v1',"
+        " $2::timestamptz - interval '1 day', $2"
         " FROM generate_series(1, $3) AS n",
         merchant_id,
         NOW + ends_in,

@@ -29,7 +29,7 @@ def settings(**environ: str) -> Settings:
 def mistakes(environ: Mapping[str, str]) -> dict[str, str]:
     """What is wrong, as `glamd check-config` and a start tell it."""
     with pytest.raises(ConfigError) as raised:
-        wiring.check(load(None, environ=NEEDED | environ))
+        wiring.check(load(None, environ={**NEEDED, **environ}))
     assert SECRET not in raised.value.message
     return {each.field: each.message for each in raised.value.fields}
 

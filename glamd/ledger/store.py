@@ -22,8 +22,11 @@ _TRANSACTION_COLUMNS: Final = """
     reference_type, reference_id, description, metadata, created_at
 """
 
-# One statement is one transaction and one round trip. Its rows come as three JSON documents: to
-# encode them as arrays, a value at a time, costs the driver more than all of this costs the server.
+# One statement is one transaction and one round trip. All entries come as one JSON document: to
+# encode their values as PostgreSQL's arrays, one at a time, costs the driver more than it saves the
+# server. Every row is a JSON array, whose places `_document` knows: to read it by name
+# (`jsonb_to_recordset`) takes the server two thirds longer. What an entry's rows have in common
+# stands there once, since to read a UUID or a time takes as long as to read all their numbers.
 # `free` takes the accounts that nobody else holds, and waits for none: who is being moved by
 # another writer is about to be stale, and would hold up everybody in the batch. LATERAL is never
 # made into a join, which would be planned once on what the tables held when the statement was
@@ -34,27 +37,23 @@ _TRANSACTION_COLUMNS: Final = """
 # whoever raised the version later than this entry was decided has been fenced before that, so only
 # references older than the version can do so, and those `used` finds.
 _WRITE: Final = """
-WITH free AS (
-    SELECT locked.merchant_id FROM jsonb_to_recordset($1) AS i (merchant_id uuid)
+WITH entry AS (
+    SELECT (i->>0)::uuid AS merchant_id, (i->>9)::timestamptz AS at, i AS account,
+           i->10 AS transactions, i->11 AS events, place
+    FROM jsonb_array_elements($1) WITH ORDINALITY AS entries (i, place)
+), free AS (
+    SELECT locked.merchant_id FROM entry
     CROSS JOIN LATERAL (
-        SELECT a.merchant_id FROM glam.credit_accounts a WHERE a.merchant_id = i.merchant_id
+        SELECT a.merchant_id FROM glam.credit_accounts a WHERE a.merchant_id = entry.merchant_id
         FOR NO KEY UPDATE SKIP LOCKED) AS locked
 ), moved AS (
     INSERT INTO glam.credit_accounts AS a (
         merchant_id, platform_name, platform_id, platform_domain, balance, total_granted,
         total_consumed, transaction_count, version, created_at, updated_at)
-    SELECT merchant_id, platform_name, platform_id, platform_domain, balance, total_granted,
-           total_consumed, transaction_count, version, at, at
-    FROM ROWS FROM (
-        jsonb_to_recordset($1) AS (
-            merchant_id uuid, platform_name text, platform_id text, platform_domain text,
-            balance bigint, total_granted bigint, total_consumed bigint, transaction_count bigint,
-            version bigint),
-        unnest($2::timestamptz[])
-    ) AS i (
-        merchant_id, platform_name, platform_id, platform_domain, balance, total_granted,
-        total_consumed, transaction_count, version, at)
-    WHERE (merchant_id IN (SELECT merchant_id FROM free)) IS TRUE
+    SELECT merchant_id, account->>1, account->>2, account->>3, (account->>4)::bigint,
+           (account->>5)::bigint, (account->>6)::bigint, (account->>7)::bigint,
+           (account->>8)::bigint, at, at
+    FROM entry WHERE (merchant_id IN (SELECT merchant_id FROM free)) IS TRUE
     ON CONFLICT (merchant_id) DO UPDATE
     SET balance = EXCLUDED.balance, total_granted = EXCLUDED.total_granted,
         total_consumed = EXCLUDED.total_consumed,
@@ -66,23 +65,16 @@ WITH free AS (
     INSERT INTO glam.credit_transactions (
         id, merchant_id, seq, amount, operation, balance_before, balance_after, reference_type,
         reference_id, description, metadata, created_at)
-    SELECT id, merchant_id, seq, amount, operation, balance_before, balance_after, reference_type,
-           reference_id, description, metadata, created_at
-    FROM jsonb_to_recordset($3) AS t (
-        id uuid, merchant_id uuid, seq bigint, amount bigint, operation text,
-        balance_before bigint, balance_after bigint, reference_type text, reference_id text,
-        description text, metadata jsonb, created_at timestamptz)
+    SELECT (t->>0)::uuid, merchant_id, (t->>1)::bigint, (t->>2)::bigint, t->>3, (t->>4)::bigint,
+           (t->>5)::bigint, t->>6, t->>7, t->>8, nullif(t->9, 'null'), at
+    FROM entry CROSS JOIN LATERAL jsonb_array_elements(transactions) AS t
     WHERE (merchant_id IN (SELECT merchant_id FROM moved)) IS TRUE
 ), announced AS (
-    INSERT INTO glam.outbox (subject, merchant_id, correlation_id, data, event_id)
-    SELECT subject, merchant_id, correlation_id, data, event_id
-    FROM ROWS FROM (
-        jsonb_to_recordset($4) AS (
-            subject text, merchant_id uuid, correlation_id text, data jsonb),
-        unnest($5::uuid[])
-    ) WITH ORDINALITY AS e (subject, merchant_id, correlation_id, data, event_id, place)
+    INSERT INTO glam.outbox (event_id, subject, merchant_id, correlation_id, data)
+    SELECT (e->>0)::uuid, e->>1, merchant_id, e->>2, e->3
+    FROM entry CROSS JOIN LATERAL jsonb_array_elements(events) WITH ORDINALITY AS told (e, nth)
     WHERE (merchant_id IN (SELECT merchant_id FROM moved)) IS TRUE
-    ORDER BY place
+    ORDER BY place, nth
 )
 SELECT merchant_id FROM moved
 """
@@ -173,6 +165,26 @@ SELECT merchant_id FROM unnest($1::uuid[]) AS i (merchant_id)
 WHERE (SELECT max(seq) FROM glam.credit_transactions t WHERE t.merchant_id = i.merchant_id)
       > (SELECT transaction_count FROM glam.credit_accounts a WHERE a.merchant_id = i.merchant_id)
 """
+# From one merchant that has transactions to the next one by the index, however many each has.
+_HOLDERS_AFTER: Final = """
+WITH RECURSIVE holder AS (
+    (SELECT merchant_id FROM glam.credit_transactions
+     WHERE $1::uuid IS NULL OR merchant_id > $1 ORDER BY merchant_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.merchant_id FROM glam.credit_transactions t
+            WHERE t.merchant_id > holder.merchant_id ORDER BY t.merchant_id LIMIT 1)
+    FROM holder WHERE holder.merchant_id IS NOT NULL
+)
+SELECT merchant_id FROM holder WHERE merchant_id IS NOT NULL LIMIT $2
+"""
+_ORPHANS: Final = """
+SELECT t.merchant_id, t.seq, t.id FROM unnest($1::uuid[]) AS i (merchant_id)
+CROSS JOIN LATERAL (
+    SELECT merchant_id, seq, id FROM glam.credit_transactions
+    WHERE merchant_id = i.merchant_id ORDER BY seq LIMIT 1) AS t
+WHERE (SELECT true FROM glam.credit_accounts a WHERE a.merchant_id = i.merchant_id) IS NULL
+ORDER BY t.merchant_id
+"""
 _ID_OF: Final = """
 SELECT id FROM glam.credit_transactions WHERE merchant_id = $1 AND seq = $2 LIMIT 1
 """
@@ -212,15 +224,7 @@ async def write(connection: Connection, entries: Sequence[Entry]) -> set[UUID]:
 
     UniqueViolationError when a reference was used already; then nothing of this was written.
     """
-    events = [announced for entry in entries for announced in entry.events]
-    rows = await connection.fetch(
-        _WRITE,
-        [entry.account._asdict() for entry in entries],
-        [entry.at for entry in entries],
-        [transaction._asdict() for entry in entries for transaction in entry.transactions],
-        [event._asdict() for _, event in events],
-        [event_id for event_id, _ in events],
-    )
+    rows = await connection.fetch(_WRITE, [_document(entry) for entry in entries])
     return {row[0] for row in rows}
 
 
@@ -314,10 +318,37 @@ async def beyond(connection: Connection, merchant_ids: Sequence[UUID]) -> set[UU
     return {row[0] for row in await connection.fetch(_BEYOND, merchant_ids)}
 
 
+async def holders_after(connection: Connection, after: UUID | None, *, limit: int) -> list[UUID]:
+    """The next merchants by id that have transactions, with or without an account."""
+    return [row[0] for row in await connection.fetch(_HOLDERS_AFTER, after, limit)]
+
+
+async def orphans(
+    connection: Connection, merchant_ids: Sequence[UUID]
+) -> list[tuple[UUID, int, UUID]]:
+    """Of these merchants those with transactions and no account; number and id of the first one."""
+    rows = await connection.fetch(_ORPHANS, merchant_ids)
+    return [(row["merchant_id"], row["seq"], row["id"]) for row in rows]
+
+
 async def id_of(connection: Connection, merchant_id: UUID, seq: int) -> UUID | None:
     """The id of a merchant's transaction with this number."""
     value: UUID | None = await connection.fetchval(_ID_OF, merchant_id, seq)
     return value
+
+
+def _document(entry: Entry) -> tuple[object, ...]:
+    """An entry as `_WRITE` reads it: of its rows, what is not the entry's own."""
+    return (
+        *entry.account,
+        entry.at,
+        # Without the merchant and the moment, which are the second field and the last.
+        [(transaction.id, *transaction[2:-1]) for transaction in entry.transactions],
+        [
+            (event_id, event.subject, event.correlation_id, event.data)
+            for event_id, event in entry.events
+        ],
+    )
 
 
 def _columns(count: int, rows: Iterable[Sequence[object]]) -> list[Sequence[object]]:

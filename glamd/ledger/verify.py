@@ -22,6 +22,7 @@ Rule = Literal[
     "repeated reference",
     "uncounted transaction",
     "account does not agree",
+    "orphaned transaction",
 ]
 _MISSING: Final[Rule] = "missing transaction"
 _WRONG_SUM: Final[Rule] = "wrong sum"
@@ -29,18 +30,21 @@ _BROKEN_CHAIN: Final[Rule] = "broken chain"
 _REPEATED: Final[Rule] = "repeated reference"
 _UNCOUNTED: Final[Rule] = "uncounted transaction"
 _ACCOUNT: Final[Rule] = "account does not agree"
+_ORPHANED: Final[Rule] = "orphaned transaction"
 
 SPAN_ROWS: Final = 20_000
 """Transactions that one statement looks at; well within the statement timeout."""
 ACCOUNTS_LIMIT: Final = 500
 """Accounts that are read, and of short ones also judged, together."""
+HOLDERS_LIMIT: Final = 5_000
+"""Merchants with transactions that are looked up together; a statement of 50 ms."""
 BROKEN_LIMIT: Final = 1_000
 """Broken accounts that a report names; the others it counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broken:
-    """The first thing that is wrong with an account.
+    """The first thing that is wrong with an account, or of one that is not there.
 
     `seq` is the row's number and `transaction_id` its id (None where it is missing); both are None
     where it is the account's own row that does not agree with its transactions.
@@ -54,7 +58,10 @@ class Broken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What was looked at, and what is broken: at most BROKEN_LIMIT of `broken_accounts`."""
+    """What was looked at, and what is broken: at most BROKEN_LIMIT of `broken_accounts`.
+
+    A merchant whose transactions have no account counts as a broken one, and is none of `accounts`.
+    """
 
     accounts: int
     transactions: int
@@ -82,8 +89,8 @@ async def verify(database: Database, merchants: Sequence[UUID] | None = None) ->
     """Check all accounts, or those of some merchants.
 
     Balance, totals and count of an account agree with its transactions, these follow one another
-    without a gap in number or balance, and no reference is there twice. Raises
-    AccountNotFoundError where a merchant that was named has no account.
+    without a gap in number or balance, no reference is there twice, and no transaction is without
+    an account. Raises AccountNotFoundError where a merchant that was named has neither.
     """
     among = None if merchants is None else sorted(set(merchants), key=lambda each: each.int)
     accounts = transactions = broken_accounts = 0
@@ -96,12 +103,16 @@ async def verify(database: Database, merchants: Sequence[UUID] | None = None) ->
                 if book.broken is not None:
                     broken_accounts += 1
                     broken += [book.broken] if len(broken) < BROKEN_LIMIT else []
-    if among is not None and accounts < len(among):
+        orphans = 0
+        async for orphan in _orphans(connection, among):
+            orphans += 1
+            broken += [orphan] if len(broken) < BROKEN_LIMIT else []
+    if among is not None and accounts + orphans < len(among):
         raise AccountNotFoundError
     return Report(
         accounts=accounts,
         transactions=transactions,
-        broken_accounts=broken_accounts,
+        broken_accounts=broken_accounts + orphans,
         broken=tuple(broken),
     )
 
@@ -122,6 +133,29 @@ async def _groups(
             group.append(account)
             rows += account.transaction_count
         yield group
+
+
+async def _orphans(connection: Connection, among: Sequence[UUID] | None) -> AsyncIterator[Broken]:
+    """The first transaction of each merchant that has no account."""
+    async for merchants in _holders(connection, among):
+        for merchant_id, seq, transaction_id in await store.orphans(connection, merchants):
+            yield Broken(
+                merchant_id=merchant_id, rule=_ORPHANED, seq=seq, transaction_id=transaction_id
+            )
+
+
+async def _holders(
+    connection: Connection, among: Sequence[UUID] | None
+) -> AsyncIterator[Sequence[UUID]]:
+    """All who have transactions, or those who were named, HOLDERS_LIMIT at a time."""
+    if among is not None:
+        for begin in range(0, len(among), HOLDERS_LIMIT):
+            yield among[begin : begin + HOLDERS_LIMIT]
+        return
+    after: UUID | None = None
+    while page := await store.holders_after(connection, after, limit=HOLDERS_LIMIT):
+        after = page[-1]
+        yield page
 
 
 async def _check(connection: Connection, accounts: Sequence[Account]) -> list[_Book]:

@@ -125,7 +125,7 @@ async def test_the_database_too_refuses_a_balance_below_zero(
 ) -> None:
     merchant_id = await merchant(here, 10)
     good = await entry(connection, [command(merchant_id)])
-    bad = replace(good, account=replace(good.account, balance=-1, total_consumed=11))
+    bad = replace(good, account=good.account._replace(balance=-1, total_consumed=11))
     with pytest.raises(GlamError):
         await commit(connection, [bad])
     assert await counted(here, merchant_id) == 1

@@ -176,3 +176,30 @@ async def test_what_is_written_meanwhile_is_no_fault(here: Node) -> None:
 async def test_a_merchant_that_was_named_and_has_no_account_is_told(here: Node) -> None:
     with pytest.raises(AccountNotFoundError):
         await verify(here.database, [await merchant(here), uuid4()])
+
+
+async def test_transactions_without_an_account_are_found_among_all_and_by_name(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "HOLDERS_LIMIT", 2)
+    async with node(database_url) as here:
+        merchants = [await spent(here) for _ in range(5)]
+        lost = sorted(merchants)[::2]
+        await merchant(here)  # has no transaction, and is no orphan
+        await here.database.execute(
+            "DELETE FROM glam.credit_accounts WHERE merchant_id = ANY ($1)", lost
+        )
+        await here.database.execute(rows_gone("< 3"), lost[0])
+        report = await verify(here.database)
+        assert (report.accounts, report.broken_accounts) == (3, 3)
+        assert report.transactions == 2 * (DEBITS + 1)
+        assert [(each.merchant_id, each.rule, each.seq) for each in report.broken] == [
+            (lost[0], "orphaned transaction", 3),
+            (lost[1], "orphaned transaction", 1),
+            (lost[2], "orphaned transaction", 1),
+        ]
+        assert all(each.transaction_id is not None for each in report.broken)
+        named = await verify(here.database, [*lost[1:], *sorted(merchants)[1::2]])
+        assert (named.accounts, named.broken) == (2, report.broken[1:])
+        with pytest.raises(AccountNotFoundError):
+            await verify(here.database, [*lost, uuid4()])

@@ -53,7 +53,7 @@ DEBIT = Command(
 
 def holding(balance: int) -> Account:
     """An account that was granted so much once."""
-    return replace(ACCOUNT, balance=balance, total_granted=balance, transaction_count=1)
+    return ACCOUNT._replace(balance=balance, total_granted=balance, transaction_count=1)
 
 
 def decided(account: Account, command: Command, threshold: int = THRESHOLD) -> Decision:
@@ -150,8 +150,8 @@ def test_a_debit_above_the_balance_takes_nothing_and_says_what_is_there() -> Non
 
 
 def test_grants_stop_where_the_total_would_pass_what_a_bigint_holds() -> None:
-    almost = replace(
-        ACCOUNT, total_granted=TOTAL_LIMIT - 5, total_consumed=TOTAL_LIMIT - 5, balance=0
+    almost = ACCOUNT._replace(
+        total_granted=TOTAL_LIMIT - 5, total_consumed=TOTAL_LIMIT - 5, balance=0
     )
     grant = replace(DEBIT, operation="credit", amount=5)
     assert isinstance(decided(almost, grant), Effect)
@@ -166,8 +166,8 @@ def test_a_debit_moves_the_account_and_leaves_a_transaction_and_an_event() -> No
     command = replace(DEBIT, amount=3, description="why", metadata={"shopper_id": "s"})
     effect = decided(holding(500), command)
     assert isinstance(effect, Effect)
-    assert effect.account == replace(
-        holding(500), balance=497, total_consumed=3, transaction_count=2
+    assert effect.account == holding(500)._replace(
+        balance=497, total_consumed=3, transaction_count=2
     )
     moved = effect.transaction
     assert (moved.id, moved.seq, moved.created_at) == (TRANSACTION, 2, NOW)
@@ -188,7 +188,7 @@ def test_a_debit_moves_the_account_and_leaves_a_transaction_and_an_event() -> No
 def test_a_grant_is_told_as_granted_and_never_as_low() -> None:
     effect = decided(ACCOUNT, replace(DEBIT, operation="credit", amount=3))
     assert isinstance(effect, Effect)
-    assert effect.account == replace(ACCOUNT, balance=3, total_granted=3, transaction_count=1)
+    assert effect.account == ACCOUNT._replace(balance=3, total_granted=3, transaction_count=1)
     assert names(effect) == ["granted"]
 
 

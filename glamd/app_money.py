@@ -140,7 +140,6 @@ def build_money(
     clock: Clock,
 ) -> Money:
     """Billing on the ledger, with the platforms that are configured."""
-    sold = wiring.billing(settings)
     platforms = _platforms(settings, platform_tokens, stack)
     billing = Billing(
         glam,
@@ -148,7 +147,7 @@ def build_money(
         platforms=platforms,
         shop_of=_shop_of(merchants),
         clock=clock,
-        settings=sold,
+        settings=wiring.billing(settings),
     )
     webhooks = Webhooks(
         glam,
@@ -161,9 +160,7 @@ def build_money(
         glam, settlement=billing.settlement, platforms=platforms, clock=clock
     )
     onboarding = Onboarding(glam=glam, merchants=merchants, billing=billing, ledger=ledger)
-    consumed = subscriptions(
-        onboarding=onboarding, ledger=ledger, billing=billing, trial_credits=sold.trial_credits
-    )
+    consumed = subscriptions(onboarding=onboarding, ledger=ledger, billing=billing)
     dead_letters = DeadLetters(glam, subscriptions=consumed, clock=clock)
     return Money(
         billing=billing,

@@ -1,14 +1,12 @@
 """glamctl about events, with a real outbox and a real NATS: what waits, failed, is redone."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import asyncpg
 import orjson
 import pytest
-import uvloop
 from nats.aio.client import Client
 
 from glamd.admin.routes_events import EventRoutes
@@ -30,17 +28,6 @@ from tests.support.postgres import eventually
 
 PURCHASED = CreditsPurchased.SUBJECT
 SINCE = ("events", "replay", "--since")
-
-
-@pytest.fixture(scope="module")
-def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """A server for the tests here that need one."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        server = NatsServer(runner, tmp_path_factory.mktemp("bus"))
-        try:
-            yield server
-        finally:
-            server.stop()
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ from glamd.onboarding import Onboarding
 
 SHOPIFY_CONNECTIONS: Final = 16
 HOUR_S: Final = 3600
+PURGE_EVERY_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,7 @@ class Money:
     def begin(self, lifetime: Lifetime, relaying: Relaying, *, consume: bool) -> None:
         """Begin what acts by itself; consuming ends first and is seen off before all else."""
         lifetime.task(self.jobs.run(), "billing")
+        lifetime.job(self.dead_letters.purge, every_s=PURGE_EVERY_S, name="dead-letter-purge")
         if consume:
             lifetime.task(self.consumers.run(), "consumers")
             lifetime.at_drain(self.consumers.stop)

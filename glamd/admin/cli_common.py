@@ -215,10 +215,21 @@ def text_of(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {text_of(entry)}" for name, entry in value.items()) or "-"
+        return (
+            ", ".join(f"{text_of(name)} {text_of(entry)}" for name, entry in value.items()) or "-"
+        )
     if isinstance(value, list):
         return "; ".join(text_of(entry) for entry in value) or "-"
-    return str(value)
+    return _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """What others wrote, a description say, must not steer the operator's terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 _GOOD = frozenset({"active", "online", "ready", "valid"})

@@ -7,12 +7,14 @@ import click
 
 from glamd.admin.cli_common import (
     Group,
+    confirm,
     mapping,
     mappings,
     session,
     show_json,
     show_list,
     show_one,
+    yes_option,
 )
 
 OUTBOX_COLUMNS = ("outbox", "rows", "oldest_s", "sent_here")
@@ -26,7 +28,7 @@ REPLAY_TIMEOUT_S = 4 * 3600.0
 
 @click.group(cls=Group)
 def events() -> None:
-    """Events in and out: lag, dead-letters, replay."""
+    """Events in and out: lag, dead-letters, replay, discard."""
 
 
 @events.command()
@@ -77,7 +79,7 @@ def _moment(_context: click.Context, _parameter: click.Parameter, text: str | No
     callback=_moment,
     help="Send again what was sent since then, such as 2030-01-31T12:00:00Z (UTC).",
 )
-@click.option("--subject", help="With --since: only events of this subject.")
+@click.option("--subject", help="Only events, or letters, of this subject.")
 @click.option("--merchant", "merchant_id", type=click.UUID, help="With --since: only this one's.")
 @click.option(
     "--dead-letter",
@@ -86,21 +88,54 @@ def _moment(_context: click.Context, _parameter: click.Parameter, text: str | No
     type=click.IntRange(1, MAX_LETTER_ID),
     help="Have the event of this dead letter handled again.",
 )
+@click.option(
+    "--dead-letters",
+    "all_letters",
+    is_flag=True,
+    help="Have those of all open dead letters handled again, or of one --subject.",
+)
 def replay(
-    *, since: str | None, subject: str | None, merchant_id: UUID | None, letter_id: int | None
+    *,
+    since: str | None,
+    subject: str | None,
+    merchant_id: UUID | None,
+    letter_id: int | None,
+    all_letters: bool,
 ) -> None:
-    """Send events again, or have a dead letter's handled again; who has had them drops them."""
-    if (since is None) == (letter_id is None):
-        raise click.UsageError("It is either --since or --dead-letter.")
+    """Send events again, or have dead letters' handled again; who has had them drops them."""
+    if (since is not None) + (letter_id is not None) + all_letters != 1:
+        raise click.UsageError("It is one of --since, --dead-letter and --dead-letters.")
+    if since is None and merchant_id is not None:
+        raise click.UsageError("--merchant goes with --since.")
+    if letter_id is not None and subject is not None:
+        raise click.UsageError("--subject goes with --since or --dead-letters.")
     client = session().client
     if letter_id is not None:
-        if subject is not None or merchant_id is not None:
-            raise click.UsageError("--subject and --merchant go with --since.")
-        found = dict(mapping(client.post(f"/v1/events/dead-letters/{letter_id}/replay")))
-        if not session().as_json:
-            del found["payload"], found["headers"]
-        show_one(found)
+        _show_letter(client.post(f"/v1/events/dead-letters/{letter_id}/replay"))
+        return
+    if all_letters:
+        body = {"subject": subject}
+        replayed = client.post("/v1/events/dead-letters/replay", body, timeout_s=REPLAY_TIMEOUT_S)
+        show_one(mapping(replayed))
+        if mapping(replayed)["failed"]:
+            raise click.exceptions.Exit(1)
         return
     body = {"since": since, "subject": subject}
     body["merchant_id"] = None if merchant_id is None else str(merchant_id)
     show_one(mapping(client.post("/v1/events/replay", body, timeout_s=REPLAY_TIMEOUT_S)))
+
+
+@events.command()
+@click.argument("letter_id", metavar="ID", type=click.IntRange(1, MAX_LETTER_ID))
+@yes_option
+def discard(letter_id: int, *, yes: bool) -> None:
+    """Give up a dead letter that you have looked at: its event never has its effect."""
+    confirm(f"Dead letter {letter_id} is given up, its event never has its effect. Go on?", yes=yes)
+    _show_letter(session().client.post(f"/v1/events/dead-letters/{letter_id}/discard"))
+
+
+def _show_letter(answer: object) -> None:
+    found = dict(mapping(answer))
+    if not session().as_json:
+        del found["payload"], found["headers"]
+    show_one(found)

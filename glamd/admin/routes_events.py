@@ -8,6 +8,7 @@ import re
 from typing import Annotated
 from uuid import UUID
 
+import structlog
 from pydantic import AwareDatetime, Field
 
 from glamd.admin.query import DEFAULT_LIMIT, MAX_LIMIT
@@ -24,6 +25,8 @@ from glamd.http.routes import OPERATOR, Route
 
 SUBJECT_LIMIT = 255
 MAX_LETTER_ID = 2**63 - 1
+
+log = structlog.get_logger()
 
 _LETTER_ID = re.compile(r"[1-9][0-9]{0,17}")
 
@@ -43,6 +46,12 @@ class ReplayBody(Body):
     merchant_id: UUID | None = None
 
 
+class ReplayLettersBody(Body):
+    """Whose letters to handle again; of all subjects where none is named."""
+
+    subject: Annotated[str, Field(min_length=1, max_length=SUBJECT_LIMIT)] | None = None
+
+
 class EventRoutes:
     """Handlers of the routes about events."""
 
@@ -58,7 +67,9 @@ class EventRoutes:
             ("GET", "/v1/events/lag", self._lag),
             ("POST", "/v1/events/replay", self._replay),
             ("GET", letters, self._letters),
+            ("POST", f"{letters}/replay", self._replay_letters),
             ("POST", f"{letters}/{{letter_id}}/replay", self._replay_letter),
+            ("POST", f"{letters}/{{letter_id}}/discard", self._discard_letter),
         )
         return tuple(
             Route(method=method, path=path, handler=handler, access=(OPERATOR,))
@@ -94,12 +105,28 @@ class EventRoutes:
         )
         return Answer(data={"events": replayed})
 
+    async def _replay_letters(self, call: Call) -> Answer:
+        body = await call.json(ReplayLettersBody)
+        replayed = await self._dead_letters.replay_all(subject=body.subject)
+        return Answer(data={"resolved": replayed.resolved, "failed": replayed.failed})
+
     async def _replay_letter(self, call: Call) -> Answer:
-        text = call.params["letter_id"]
-        if not _LETTER_ID.fullmatch(text):
-            raise NotFoundError("There is no such dead letter.", code="DEAD_LETTER_NOT_FOUND")
-        await self._dead_letters.replay(int(text))
-        return Answer(data=_letter(await self._dead_letters.show(int(text))))
+        letter_id = _letter_id(call)
+        await self._dead_letters.replay(letter_id)
+        return Answer(data=_letter(await self._dead_letters.show(letter_id)))
+
+    async def _discard_letter(self, call: Call) -> Answer:
+        letter_id = _letter_id(call)
+        await self._dead_letters.discard(letter_id)
+        log.info("dead_letter_discarded_by_operator", by=call.operator.name, letter_id=letter_id)
+        return Answer(data=_letter(await self._dead_letters.show(letter_id)))
+
+
+def _letter_id(call: Call) -> int:
+    text = call.params["letter_id"]
+    if not _LETTER_ID.fullmatch(text):
+        raise NotFoundError("There is no such dead letter.", code="DEAD_LETTER_NOT_FOUND")
+    return int(text)
 
 
 def _outbox(lag: OutboxLag) -> dict[str, object]:

@@ -5,8 +5,8 @@ due is judged by the caller's clock. Rows are locked in the order purchase, reco
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeVar
 from uuid import UUID
 
 from glamd.billing.model import PlatformName, Purchase, PurchaseStatus, Record
@@ -17,6 +17,12 @@ RECONCILE_FIRST: Final = timedelta(minutes=1)
 RECONCILE_PAUSE_MAX: Final = timedelta(days=1)
 """The first pause before a platform is asked, and the longest; between them it is asked again after
 half of what the purchase is old."""
+
+MaybeTime = TypeVar("MaybeTime", datetime, datetime | None)
+
+_MICROSECOND: Final = timedelta(microseconds=1)
+_FIRST: Final = datetime.min.replace(tzinfo=UTC) + _MICROSECOND
+_LAST: Final = datetime.max.replace(tzinfo=UTC) - _MICROSECOND
 
 _COLUMNS: Final = """
     purchase_id, merchant_id, pack, credits, amount_minor, currency, status, platform,
@@ -162,7 +168,15 @@ async def open_record(connection: Connection, merchant_id: UUID, now: datetime) 
 async def record(connection: Connection | Database, merchant_id: UUID) -> Record | None:
     """A merchant's billing record."""
     row = await connection.fetchrow(_RECORD, merchant_id)
-    return None if row is None else Record(**dict(row))
+    if row is None:
+        return None
+    return Record(
+        merchant_id=row["merchant_id"],
+        trial_started_at=_aware(row["trial_started_at"]),
+        trial_ends_at=_aware(row["trial_ends_at"]),
+        credits_purchased=row["credits_purchased"],
+        last_purchase_at=_aware(row["last_purchase_at"]),
+    )
 
 
 async def start_trial(
@@ -176,7 +190,8 @@ async def note_trial(
     connection: Connection, merchant_id: UUID, *, now: datetime, ends_at: datetime
 ) -> bool:
     """Have a trial stand in the record, this one unless there is one; False without a record."""
-    return bool(await connection.fetchval(_NOTE_TRIAL, merchant_id, now, ends_at))
+    began, ends_at = _finite(now), _finite(ends_at)
+    return bool(await connection.fetchval(_NOTE_TRIAL, merchant_id, began, ends_at))
 
 
 async def lock_record(connection: Connection, merchant_id: UUID) -> bool:
@@ -189,7 +204,7 @@ async def expire_trials(
 ) -> list[tuple[UUID, datetime]]:
     """Mark trials that are over and that nobody has marked; whose, and when they ended."""
     rows = await connection.fetch(_EXPIRE_TRIALS, now, limit)
-    return [(row[0], row[1]) for row in rows]
+    return [(row[0], _aware(row[1])) for row in rows]
 
 
 async def add_purchased(
@@ -306,6 +321,20 @@ async def claim_unsure(
 async def reconciled(connection: Connection | Database, purchase_id: UUID) -> None:
     """Its platform need not be asked any more."""
     await connection.execute(_RECONCILED, purchase_id)
+
+
+def _finite(at: datetime) -> datetime:
+    """The nearest moment that comes back as it was written.
+
+    The driver makes infinities of the calendar's two ends, which another service may well send for
+    a trial without an end, and reads them without an offset: nothing can be compared with those.
+    """
+    return min(max(at, _FIRST), _LAST)
+
+
+def _aware(at: MaybeTime) -> MaybeTime:
+    """An infinity that was written by somebody else, in UTC; anything else as it is."""
+    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
 
 
 def _maybe(row: Row | None) -> Purchase | None:

@@ -10,11 +10,13 @@ it is not any more what was sent.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 import structlog
 from prometheus_client import Counter, Gauge
 
+from glamd import card_numbers
 from glamd.clock import Clock
 from glamd.db import Database
 from glamd.errors import (
@@ -25,7 +27,7 @@ from glamd.errors import (
     NotFoundError,
     UnavailableError,
 )
-from glamd.events import card_numbers, envelope, store
+from glamd.events import envelope, store
 from glamd.events.store import DeadLetter
 from glamd.events.subscription import Job, Subscription
 
@@ -46,6 +48,10 @@ REPLAY_TIMEOUT_S: Final = 10.0
 """For the handling of one letter."""
 
 OPEN_COUNT_LIMIT: Final = 10_000
+RESOLVED_KEPT: Final = timedelta(days=30)
+"""Open letters are kept until somebody resolves them."""
+
+PURGE_ROWS: Final = 1_000
 
 log = structlog.get_logger()
 
@@ -165,6 +171,16 @@ class DeadLetters:
         await store.letter_resolved(self._database, letter_id, self._clock.now())
         log.info("dead_letter_resolved", letter_id=letter_id, subject=letter.subject)
 
+    async def discard(self, letter_id: int) -> None:
+        """Resolve a letter without its event's effect, for an operator who has looked at it.
+
+        NotFoundError DEAD_LETTER_NOT_FOUND, ConflictError DEAD_LETTER_RESOLVED.
+        """
+        letter = await self.show(letter_id)
+        if letter.resolved_at is not None:
+            raise ConflictError("The letter is resolved already.", code="DEAD_LETTER_RESOLVED")
+        await store.letter_discarded(self._database, letter_id, self._clock.now())
+
     async def replay_all(self, *, subject: str | None = None) -> Replayed:
         """Replay every letter that is open now, oldest first, each once. UnavailableError."""
         until = await store.newest_letter(self._database)
@@ -181,6 +197,11 @@ class DeadLetters:
                     log.info("dead_letter_failed_again", letter_id=letter_id, code=error.code)
             after = ids[-1]
         return Replayed(resolved, failed)
+
+    async def purge(self) -> int:
+        """Delete letters that were resolved RESOLVED_KEPT ago; at most PURGE_ROWS of them."""
+        before = self._clock.now() - RESOLVED_KEPT
+        return await store.purge_resolved(self._database, before=before, limit=PURGE_ROWS)
 
     async def measure(self) -> int:
         """How many are open, counted up to OPEN_COUNT_LIMIT; the metric too. UnavailableError."""

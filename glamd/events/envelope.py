@@ -12,6 +12,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 import orjson
 from pydantic import ValidationError
 
+from glamd.card_numbers import holds_one
 from glamd.errors import FieldError, InputError
 from glamd.events.schemas import EventData
 
@@ -121,7 +122,7 @@ def read(model: type[D], *, body: bytes, headers: Mapping[str, str]) -> Event[D]
     return Event(
         subject=model.SUBJECT,
         event_id=event_id,
-        correlation_id=_plain(found.correlation_id) or event_id or NO_CORRELATION,
+        correlation_id=_harmless(_plain(found.correlation_id) or event_id) or NO_CORRELATION,
         data=data,
     )
 
@@ -176,6 +177,13 @@ def _event_id(content: Mapping[str, object], headers: Mapping[str, str]) -> str 
                 raise _invalid([FieldError(name, reason)])
             return plain
     return _plain(headers.get(MSG_ID))
+
+
+def _harmless(correlation_id: str | None) -> str | None:
+    """A correlation id that may be published again, or None: it is kept in rows and events."""
+    if correlation_id is None or holds_one(correlation_id.encode()):
+        return None
+    return correlation_id
 
 
 def _plain(given: object) -> str | None:

@@ -39,6 +39,9 @@ ACK_WAIT_S: Final = 60.0
 STALE_AFTER_S: Final = 45.0
 """What waited so long for its turn is given back unhandled: it is about to be repeated."""
 
+BURIALS_AT_ONCE: Final = 4
+"""Letters being stored: each takes a connection of the pool, which others need too."""
+
 DONE: Final = b"+ACK"
 AGAIN: Final = b"-NAK"
 NEVER_AGAIN: Final = b"+TERM"
@@ -75,6 +78,7 @@ class Handling:
         self._retry_delays_s = retry_delays_s
         self._released = released
         self._closing = False
+        self._burials = asyncio.Semaphore(BURIALS_AT_ONCE)
         self._lanes: dict[UUID, deque[_Delivery]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: dict[asyncio.Future[object], float] = {}
@@ -238,13 +242,14 @@ class Handling:
         """Keep a dead letter, and only then let JetStream forget the message."""
         deliveries = message.deliveries
         try:
-            await self._dead_letters.keep(
-                subject=self._subscription.subject,
-                payload=message.body,
-                headers=message.headers,
-                reason=reason,
-                attempts=deliveries,
-            )
+            async with self._burials:
+                await self._dead_letters.keep(
+                    subject=self._subscription.subject,
+                    payload=message.body,
+                    headers=message.headers,
+                    reason=reason,
+                    attempts=deliveries,
+                )
         except GlamError as error:
             self.failing += 1
             log.warning("dead_letter_not_kept", code=error.code)
@@ -256,4 +261,6 @@ class Handling:
             log.exception("dead_letter_crashed", subject=self._subscription.subject)
             self._release()
         else:
+            # A letter that is kept says as well as an effect does that nothing is away.
+            self.failing = 0
             self._end(message, "dead", NEVER_AGAIN)

@@ -180,9 +180,17 @@ SELECT id FROM glam.dead_letters
 WHERE resolved_at IS NULL AND id > $1 AND id <= $2 AND ($3::text IS NULL OR subject = $3)
 ORDER BY id LIMIT $4
 """
+_PURGE_RESOLVED: Final = """
+DELETE FROM glam.dead_letters WHERE id IN (
+    SELECT id FROM glam.dead_letters WHERE resolved_at < $1 ORDER BY resolved_at LIMIT $2
+    FOR UPDATE SKIP LOCKED)
+"""
 _NEWEST: Final = "SELECT coalesce(max(id), 0) FROM glam.dead_letters"
 _RESOLVED: Final = """
 UPDATE glam.dead_letters SET replayed_at = $2, resolved_at = $2 WHERE id = $1
+"""
+_DISCARDED: Final = """
+UPDATE glam.dead_letters SET resolved_at = $2 WHERE id = $1 AND resolved_at IS NULL
 """
 _FAILED_AGAIN: Final = """
 UPDATE glam.dead_letters SET replayed_at = $2, reason = $3, attempts = attempts + 1
@@ -260,11 +268,22 @@ async def letter_resolved(database: Database, letter_id: int, at: datetime) -> N
     await database.execute(_RESOLVED, letter_id, at)
 
 
+async def letter_discarded(database: Database, letter_id: int, at: datetime) -> None:
+    """Store that nobody wants the event's effect any more; it was never replayed for that."""
+    await database.execute(_DISCARDED, letter_id, at)
+
+
 async def letter_failed_again(
     database: Database, letter_id: int, *, at: datetime, reason: str
 ) -> None:
     """Store that another attempt failed, and why."""
     await database.execute(_FAILED_AGAIN, letter_id, at, reason)
+
+
+async def purge_resolved(database: Database, *, before: datetime, limit: int) -> int:
+    """Delete letters that were resolved before; how many, at most `limit`."""
+    tag = await database.execute(_PURGE_RESOLVED, before, limit)
+    return int(tag.rpartition(" ")[2])
 
 
 async def open_letters(database: Database, *, most: int) -> int:

@@ -4,8 +4,9 @@ Pure. What a command may be is the ledger's to say; the bounds that a schema can
 too.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Final
 from uuid import UUID
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
@@ -26,12 +27,32 @@ from glamd.ledger.model import (
     Transaction,
 )
 
+_LEAST: Final = -(2**63)
+_MOST: Final = 2**63 - 1
+
 
 def _object(given: object, _handler: ValidatorFunctionWrapHandler) -> object:
-    """Any object as it is: what may stand in it is the ledger's to judge, a number stays one."""
+    """Any object as it is: what may stand in it is the ledger's to judge, a number stays one.
+
+    But for numbers beyond 64 bits: the database writes 1e308 out with all its digits, and a page of
+    transactions full of those is forty times as large as what was sent.
+    """
     if not isinstance(given, dict):
         raise PydanticCustomError("metadata_form", "It should be an object.")
+    level: list[object] = [given]
+    # The body's own bounds, of depth and of values, are those of this walk.
+    while level:
+        inner = [one for container in level for one in _inside(container)]
+        if any(isinstance(one, int | float) and not _LEAST <= one <= _MOST for one in inner):
+            raise PydanticCustomError("metadata_number", "A number in it is beyond 64 bits.")
+        level = [one for one in inner if isinstance(one, dict | list)]
     return given
+
+
+def _inside(container: object) -> Iterable[object]:
+    if isinstance(container, dict):
+        return container.values()
+    return container if isinstance(container, list) else ()
 
 
 class Move(Body):

@@ -85,6 +85,8 @@ CREATE TABLE glam.dead_letters (
     resolved_at   timestamptz
 );
 CREATE INDEX dead_letters_open ON glam.dead_letters (id) WHERE resolved_at IS NULL;
+CREATE INDEX dead_letters_resolved ON glam.dead_letters (resolved_at)
+    WHERE resolved_at IS NOT NULL;
 
 CREATE TABLE glam.credit_accounts (
     merchant_id        uuid PRIMARY KEY,

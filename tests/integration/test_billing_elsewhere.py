@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,6 +14,8 @@ from tests.support.billing_world import Node, World
 from tests.support.database_proxy import DatabaseProxy
 
 DAY = timedelta(days=1)
+FIRST = datetime.fromisoformat("0001-01-01T00:00:00+00:00")
+LAST = datetime.fromisoformat("9999-12-31T23:59:59.999999+00:00")
 
 
 @pytest.fixture
@@ -119,6 +121,35 @@ async def test_a_trial_elsewhere_is_the_merchants_trial_once_and_tells_nothing_o
     assert await world.balance(merchant_id) == 500
     assert await world.events("billing.trial.started") == []
     assert len(await world.events("credits.granted")) == 1
+
+
+@pytest.mark.parametrize("end", [FIRST, LAST])
+async def test_a_trial_that_ends_at_an_end_of_the_calendar_can_be_looked_at_ever_after(
+    world: World, node: Node, end: datetime
+) -> None:
+    merchant_id = await world.merchant()
+    await node.billing.trial_elsewhere(merchant_id, ends_at=end, credits=None, correlation_id="c")
+    trial = await node.billing.trial(merchant_id)
+    assert (trial.available, trial.active) == (False, end == LAST)
+    assert (await node.billing.overview(merchant_id)).trial == trial
+    assert (await node.jobs.expire_now()).trials == (end == FIRST)
+    for event in await world.events("billing.trial.expired"):
+        assert datetime.fromisoformat(event["expired_at"]).tzinfo is not None
+
+
+@pytest.mark.parametrize("end", ["infinity", "-infinity"])
+async def test_a_trial_whose_end_came_into_the_table_as_an_infinity_is_a_trial_like_any_other(
+    world: World, node: Node, end: str
+) -> None:
+    merchant_id = await world.merchant()
+    await world.database.execute(
+        "UPDATE glam.billing_records SET trial_started_at = now(), trial_ends_at = $2::text::"
+        "timestamptz WHERE merchant_id = $1",
+        merchant_id,
+        end,
+    )
+    assert (await node.billing.trial(merchant_id)).active == (end == "infinity")
+    assert (await node.jobs.expire_now()).trials == (end == "-infinity")
 
 
 async def test_a_trial_here_is_not_changed_by_one_elsewhere(world: World, node: Node) -> None:

@@ -179,6 +179,41 @@ async def test_letters_come_newest_first_page_by_page_and_go_when_they_are_repla
     assert len(await admin.told("events", "dead-letters")) == 2
 
 
+async def test_all_letters_of_a_subject_are_replayed_at_once_and_what_fails_is_told(
+    away: tuple[Admin, Desk],
+) -> None:
+    admin, desk = away
+    for number in range(2):
+        await desk.keep(purchase(f"p-{number}"))
+    await desk.keep(b'{"data": 5}')
+    desk.knows_nobody = False
+    all_of_them = ("events", "replay", "--dead-letters")
+    assert await admin.told(*all_of_them, "--subject", "evt.other") == {"resolved": 0, "failed": 0}
+    done = await admin.run(*all_of_them, "--subject", PURCHASED)
+    assert done.exit_code == 1
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["resolved", "2"],
+        ["failed", "1"],
+    ]
+    assert desk.handled == ["p-0", "p-1"]
+
+
+async def test_a_letter_is_given_up_only_when_that_is_meant_and_once(
+    away: tuple[Admin, Desk],
+) -> None:
+    admin, desk = away
+    letter_id = await desk.keep(b'{"data": 5}')
+    assert "say --yes" in await admin.failed(2, "events", "discard", letter_id)
+    given_up = await admin.done("events", "discard", letter_id, "--yes")
+    assert "payload" not in given_up
+    assert await admin.told("events", "dead-letters") == []
+    again = await admin.failed(1, "events", "discard", letter_id, "--yes")
+    assert again.startswith("DEAD_LETTER_RESOLVED: ")
+    unknown = await admin.failed(1, "events", "discard", 10**17, "--yes")
+    assert unknown.startswith("DEAD_LETTER_NOT_FOUND: ")
+    assert desk.handled == []
+
+
 async def test_what_was_sent_since_is_sent_again_of_a_subject_or_a_merchant(
     admin: AdminWorld, database: Database, nats_server: NatsServer, client: Client
 ) -> None:

@@ -1,5 +1,6 @@
 """glamctl about credits, on a real ledger: what it refuses, asks, moves once, and proves."""
 
+import dataclasses
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from uuid import UUID, uuid4
@@ -124,6 +125,23 @@ async def test_an_account_and_its_history_are_shown_to_people_and_to_programs(de
     table = await desk.admin.done("ledger", "history", merchant_id, "--limit", 1)
     assert "balance after" in table
     assert listed[0]["id"] in table
+
+
+async def test_what_others_wrote_does_not_steer_the_terminal(desk: Desk) -> None:
+    merchant_id = await ledgers.merchant(desk.node)
+    steering = "\x1b]0;title\x07\x1b[2J \u202eback\r\n\x9bm"
+    grant = dataclasses.replace(
+        ledgers.command(merchant_id, "credit", 5), description=steering, metadata={steering: 1}
+    )
+    await desk.node.ledger.apply(grant)
+    again = (grant.reference_type, "--reference-id", grant.reference_id, "--yes")
+    table = await desk.admin.done("ledger", "history", merchant_id)
+    lines = await desk.admin.done("ledger", "grant", merchant_id, 5, "--reference-type", *again)
+    for told in (table, lines):
+        assert "title" in told
+        assert all(line.isprintable() for line in told.split("\n"))
+    (listed,) = await desk.admin.told("ledger", "history", merchant_id)
+    assert listed["description"] == steering, "a program is told what it is"
 
 
 async def test_sound_books_are_0_and_broken_ones_1_with_the_first_row_that_is_wrong(

@@ -280,3 +280,15 @@ def test_a_reason_names_code_and_fields() -> None:
     assert dead_letters.reason_of(plain) == "SO: It is so."
     fields = InputError("No.", fields=[FieldError("a", "is b"), FieldError("c", "is d")])
     assert dead_letters.reason_of(fields) == "VALIDATION_ERROR: No. (a: is b; c: is d)"
+
+
+async def test_what_was_resolved_goes_after_a_while_and_what_is_open_stays(
+    letters: DeadLetters, clock: SettableClock
+) -> None:
+    resolved, still_open = [await keep(letters, purchase(f"p-{n}")) for n in range(2)]
+    await letters.replay(resolved)
+    clock.advance(dead_letters.RESOLVED_KEPT.total_seconds())
+    assert await letters.purge() == 0
+    clock.advance(1)
+    assert await letters.purge() == 1
+    assert [each.letter_id for each in await letters.listed(limit=10)] == [still_open]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glamd.events.card_numbers import MASK, hidden
+from glamd.card_numbers import MASK, hidden
 
 # Published test numbers of the schemes and of payment providers.
 NUMBERS = [

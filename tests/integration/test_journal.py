@@ -124,6 +124,35 @@ async def test_a_lone_entry_is_written_at_once_and_by_itself(desk: Desk) -> None
         assert await answers([future]) == ["A"]
 
 
+@pytest.mark.parametrize(
+    ("waiting", "sizes"), [(7, [7]), (15, [15]), (16, [8, 8]), (25, [9, 8, 8]), (40, [14, 13, 13])]
+)
+async def test_idle_connections_share_what_waits_where_each_gets_enough(
+    desk: Desk, waiting: int, sizes: list[int]
+) -> None:
+    desk.is_open = False
+    async with running(desk.commit, connections=3) as journal:
+        futures = [journal.submit(f"e{number}") for number in range(waiting)]
+        await turns()
+        assert [len(batch) for batch in desk.batches] == sizes
+        for _ in sizes:
+            desk.let_go()
+        assert await answers(futures) == [f"E{number}" for number in range(waiting)]
+
+
+async def test_a_connection_that_is_busy_is_left_no_share(desk: Desk) -> None:
+    desk.is_open = False
+    async with running(desk.commit, connections=2) as journal:
+        first = journal.submit("first")
+        await turns()
+        rest = [journal.submit(f"e{number}") for number in range(20)]
+        await turns()
+        assert [len(batch) for batch in desk.batches] == [1, 20]
+        desk.let_go()
+        desk.let_go()
+        assert len(await answers([first, *rest])) == 21
+
+
 async def test_what_comes_during_a_commit_goes_together_in_the_next_one_in_order(
     desk: Desk,
 ) -> None:

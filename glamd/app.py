@@ -235,7 +235,7 @@ class _Assembly:
             system=self._system,
             lifetime=self.lifetime,
             clock=self._clock,
-            committed=self._relaying.relay.wake,
+            committed=partial(self._relaying.relay.wake, "glam"),
         )
         self.lifetime.at_drain(self._system.drain)
         metrics.register(ActorCollector(self._system), self._stack, self._collectors)

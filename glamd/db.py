@@ -386,10 +386,18 @@ async def _roll_back(driver: asyncpg.Connection) -> None:
         async with asyncio.timeout(ROLLBACK_TIMEOUT_S):
             await driver.execute("ROLLBACK")
     except asyncio.CancelledError:
-        driver.terminate()
+        _cut(driver)
         raise
     except DRIVER_ERRORS:
+        _cut(driver)
+
+
+def _cut(driver: asyncpg.Connection) -> None:
+    try:
         driver.terminate()
+    except asyncpg.InterfaceError:
+        # The pool took it back when it broke; what is lent then refuses everything.
+        log.debug("connection_gone_already")
 
 
 async def _keep_session(_raw: asyncpg.Connection) -> None:

@@ -60,6 +60,10 @@ class BusLostError(UnavailableError):
     """This link is no more; whether what was sent last has arrived is not known."""
 
 
+class BusRefusedError(UnavailableError):
+    """JetStream has answered, and will not; over another link it would say the same."""
+
+
 class Link:
     """One life of the connection, used until it is lost."""
 
@@ -172,7 +176,17 @@ class Link:
         log.info("stream_made", stream=STREAM)
 
     async def ensure_consumer(self, config: api.ConsumerConfig) -> None:
-        """Make a durable consumer, or bring it to this configuration."""
+        """Make a durable consumer, or bring it to this configuration.
+
+        Where it begins is settled when it is made: JetStream refuses to be told otherwise later.
+        """
+        with suppress(NotFoundError):
+            begun = (await self.consumer(config.durable_name or "")).config
+            config = config.evolve(
+                deliver_policy=begun.deliver_policy,
+                opt_start_seq=begun.opt_start_seq,
+                opt_start_time=begun.opt_start_time,
+            )
         await self._asked(self._jetstream.add_consumer(STREAM, config))
 
     async def consumer(self, name: str) -> api.ConsumerInfo:
@@ -206,7 +220,7 @@ class Link:
             raise
         except APIError as error:
             what = str(error.description or "an error")[:MAX_REASON_CHARS]
-            raise UnavailableError(f"JetStream: {what} ({error.err_code}).") from None
+            raise BusRefusedError(f"JetStream: {what} ({error.err_code}).") from None
         except nats.errors.NoRespondersError:
             raise UnavailableError("The server has no JetStream.") from None
         except (nats.errors.Error, OSError) as error:

@@ -18,7 +18,7 @@ from nats.js.errors import NotFoundError as AbsentError
 from prometheus_client import Gauge
 
 from glamd.errors import GlamError, UnavailableError
-from glamd.events.bus import STREAM, Bus, BusLostError, Link
+from glamd.events.bus import STREAM, Bus, BusLostError, BusRefusedError, Link
 from glamd.events.dead_letters import DeadLetters
 from glamd.events.handling import ACK_WAIT_S, RETRY_DELAYS_S, Handling
 from glamd.events.message import DESCRIPTION, STATUS, Message
@@ -44,7 +44,8 @@ LAST_FLUSH_S: Final = 0.5
 LAG_EVERY_S: Final = 15.0
 FIRST_PAUSE_S: Final = 0.1
 LAST_PAUSE_S: Final = 5.0
-"""Before the next fetch while handlers say that something is away: doubled each time."""
+"""Before the next fetch while handlers say that something is away: doubled each time. The last one
+also before a consumer is asked for again that JetStream has refused."""
 
 log = structlog.get_logger()
 
@@ -163,6 +164,10 @@ class Consumer:
                 link = await bus.link()
                 try:
                     await self._serve(link)
+                except BusRefusedError as error:
+                    # All others use this link, and are not what is refused.
+                    log.warning("consumer_refused", subject=self.subject, error=str(error))
+                    await asyncio.sleep(LAST_PAUSE_S)
                 except (UnavailableError, AbsentError) as error:
                     # Whatever is not there is made anew with the next link.
                     link.drop()

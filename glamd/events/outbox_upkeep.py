@@ -119,14 +119,18 @@ class OutboxUpkeep:
 
     async def purge(self) -> int:
         """Delete what was sent before the window, in batches; how many. UnavailableError."""
-        before = self._clock.now() - self._replay_window
+        now = self._clock.now()
         above: datetime | None = _LONG_AGO
         purged = 0
         for _ in range(PURGE_BATCHES):
             if above is None:
                 break
             count, last_at = await self._table.purge(
-                self._database, above=above, before=before, limit=PURGE_ROWS
+                self._database,
+                above=above,
+                now=now,
+                window=self._replay_window,
+                limit=PURGE_ROWS,
             )
             purged += count
             above = last_at if count == PURGE_ROWS else None
@@ -139,7 +143,7 @@ class OutboxUpkeep:
         self, *, since: datetime, subject: str | None, merchant_id: UUID | None
     ) -> int:
         """Have sent again what was sent since then; how many. UnavailableError (see `Relay`)."""
-        until = self._clock.now()
+        until = await self._table.now(self._database)
         replayed, after = 0, max(since, _LONG_AGO) - timedelta(microseconds=1)
         while found := await self._table.send_again(
             self._database,

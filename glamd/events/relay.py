@@ -118,10 +118,14 @@ class Relay:
             for schema, relay in self._relays.items()
         }
 
-    def wake(self) -> None:
-        """Something was committed into an outbox: look now, do not wait for the poll."""
-        for relay in self._relays.values():
-            relay.wake()
+    def wake(self, *outboxes: Schema) -> None:
+        """Something was committed into these outboxes, or any: look now, do not wait for the poll.
+
+        Who commits often names the outbox: every wake is a look, also where nothing is new.
+        """
+        for schema in outboxes or self._relays:
+            if schema in self._relays:
+                self._relays[schema].wake()
 
     async def run(self) -> None:
         """Relay and keep the outboxes small, until cancelled."""
@@ -279,7 +283,7 @@ class OutboxRelay:
         outcome = await self._publisher.send(rows)
         if outcome.acked:
             self._published.inc(len(outcome.acked))
-            await self.table.mark(connection, outcome.acked, self._clock.now())
+            await self.table.mark(connection, outcome.acked)
         self._judge(rows, outcome, now_s)
         return not self._pause_s and not outcome.lost and len(rows) == self._batch_rows
 

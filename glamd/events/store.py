@@ -6,7 +6,7 @@ tell (`glamd.outbox`).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -35,17 +35,22 @@ FROM {schema}.outbox
 WHERE published_at IS NULL AND id > $1 AND merchant_id <> ALL ($2::uuid[])
 ORDER BY id LIMIT $3
 """
-_MARK: Final = "UPDATE {schema}.outbox SET published_at = $2 WHERE id = ANY ($1::bigint[])"
+# By the server's clock, which all nodes share: when one replays what another has sent, what their
+# own clocks differ by would be left out.
+_MARK: Final = "UPDATE {schema}.outbox SET published_at = now() WHERE id = ANY ($1::bigint[])"
+_NOW: Final = "SELECT now()"
 _WAITING: Final = """
 SELECT count(*), min(created_at) FROM (
     SELECT created_at FROM {schema}.outbox WHERE published_at IS NULL ORDER BY id LIMIT $1) AS w
 """
 # Both in arrays of ids, never in joins: a join is planned on what LIMIT could let through, and may
 # read the whole table. The lower end keeps a long run from stepping over what it has done before.
+# The earlier of both clocks decides, so that a node whose clock is ahead purges nothing early.
 _PURGE: Final = """
 WITH old AS (
     SELECT id, published_at FROM {schema}.outbox
-    WHERE published_at >= $1 AND published_at < $2 ORDER BY published_at LIMIT $3
+    WHERE published_at >= $1 AND published_at < least($2, now()) - $4::interval
+    ORDER BY published_at LIMIT $3
 ), gone AS (
     DELETE FROM {schema}.outbox
     WHERE id = ANY (ARRAY(SELECT id FROM old)) AND published_at IS NOT NULL
@@ -111,9 +116,14 @@ class OutboxTable:
         rows = await connection.fetch(self._unpublished, above, excluded, limit)
         return [OutboxRow(*row) for row in rows]
 
-    async def mark(self, connection: Connection, ids: Sequence[int], at: datetime) -> None:
-        """Store that these were sent."""
-        await connection.execute(self._mark, ids, at)
+    async def mark(self, connection: Connection, ids: Sequence[int]) -> None:
+        """Store that these were sent, now."""
+        await connection.execute(self._mark, ids)
+
+    async def now(self, database: Database) -> datetime:
+        """The moment by the clock that rows are marked by."""
+        found: datetime = await database.fetchval(_NOW)
+        return found
 
     async def waiting(self, database: Database, *, most: int) -> tuple[int, datetime | None]:
         """How many wait, counted up to `most`, and since when the oldest of them does."""
@@ -122,10 +132,19 @@ class OutboxTable:
         return row[0], row[1]
 
     async def purge(
-        self, database: Database, *, above: datetime, before: datetime, limit: int
+        self,
+        database: Database,
+        *,
+        above: datetime,
+        now: datetime,
+        window: timedelta,
+        limit: int,
     ) -> tuple[int, datetime | None]:
-        """Delete the oldest rows sent in this time; how many, and when the last of them was."""
-        row = await database.fetchrow(self._purge, above, before, limit)
+        """Delete the oldest rows sent since `above` and before the window.
+
+        How many, and when the last of them was.
+        """
+        row = await database.fetchrow(self._purge, above, now, limit, window)
         assert row is not None
         return row[0], row[1]
 

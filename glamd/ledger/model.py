@@ -41,6 +41,9 @@ INSUFFICIENT: Final = "evt.credits.insufficient.v1"
 LOW_BALANCE: Final = "evt.credits.low_balance.v1"
 EXHAUSTED: Final = "evt.credits.exhausted.v1"
 
+_BRACKETS_BYTES: Final = 8
+"""Around metadata that is measured in its place: see `_is_json`."""
+
 # JSON may hold U+0000 as an escape, jsonb may not. After an escaped backslash it is none.
 _NUL_IN_JSON: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -353,9 +356,11 @@ def _is_text(text: str) -> bool:
 
 def _is_json(metadata: Mapping[str, object]) -> bool:
     try:
-        encoded = orjson.dumps(metadata)
+        # As deep as it will lie in the document of a commit: the encoder bounds the depth, and must
+        # not refuse there what it took here.
+        encoded = orjson.dumps(((((metadata,),),),))
     except (TypeError, ValueError):
         return False
-    return len(encoded) <= METADATA_LIMIT_BYTES and (
+    return len(encoded) - _BRACKETS_BYTES <= METADATA_LIMIT_BYTES and (
         b"\\u0000" not in encoded or _NUL_IN_JSON.search(encoded) is None
     )

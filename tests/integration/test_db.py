@@ -13,7 +13,14 @@ import structlog
 from glamd import db
 from glamd.db import Connection, Database, OutcomeUnknownError, UniqueViolationError
 from glamd.embedded.postgres import EmbeddedPostgres
-from glamd.errors import ConfigError, ConflictError, InternalError, UnavailableError
+from glamd.errors import (
+    ConfigError,
+    ConflictError,
+    InternalError,
+    NotFoundError,
+    UnavailableError,
+)
+from tests.support.database_proxy import DatabaseProxy
 from tests.support.postgres import PostgresServer, database_name, eventually, execute
 
 SECRET = "4111111111111111"
@@ -125,6 +132,24 @@ async def test_a_raised_error_undoes_the_transaction(things: Database) -> None:
     with pytest.raises(LookupError):
         await write()
     assert await things.fetchval("SELECT count(*) FROM thing") == 0
+
+
+async def test_a_connection_lost_under_a_rollback_hides_no_error(tables_url: str) -> None:
+    async with DatabaseProxy(tables_url) as proxy:
+        through = await Database.connect(proxy.url, pool_size=2)
+
+        async def find() -> None:
+            async with through.transaction() as connection:
+                await connection.fetchval("SELECT 1")
+                proxy.lose_question = 1
+                raise NotFoundError("It is not there.")
+
+        try:
+            with pytest.raises(NotFoundError):
+                await find()
+            assert await through.fetchval("SELECT 1") == 1
+        finally:
+            await through.close()
 
 
 async def test_a_swallowed_error_never_looks_like_a_commit(things: Database) -> None:

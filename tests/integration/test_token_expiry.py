@@ -9,7 +9,7 @@ import pytest
 
 from glamd.db import Database
 from glamd.errors import UnavailableError
-from glamd.payments import tokens
+from glamd.payments import store, tokens
 from glamd.payments.tokens import Tokens
 from tests.support.proxy import proxied
 from tests.support.settable_clock import SettableClock
@@ -112,3 +112,19 @@ async def test_without_the_database_it_is_told_later(database: Database, databas
             await through.close()
     assert await told(database) == []
     assert await of(database).announce_expired() == 1
+
+
+async def test_no_plan_of_it_reads_the_tokens_from_end_to_end(database: Database) -> None:
+    await insert(database, 20_000, ends_in=timedelta(days=1))
+    await insert(database, 30, ends_in=-timedelta(seconds=1))
+    async with database.connection() as connection:
+        await connection.execute("ANALYZE cde.payment_tokens")
+        async with connection.transaction():
+            # What PostgreSQL falls back to when it has planned a statement often enough.
+            await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+            assert await connection.fetchval(store._EXPIRE, NOW, tokens.EXPIRE_ROWS, "c") == 30
+            scanned = await connection.fetchval(
+                "SELECT seq_scan FROM pg_stat_xact_user_tables"
+                " WHERE relid = 'cde.payment_tokens'::regclass"
+            )
+    assert scanned == 0

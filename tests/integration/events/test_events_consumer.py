@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 from nats.aio.client import Client
+from nats.js import api
 from structlog.testing import capture_logs
 
 from glamd.clock import SystemClock
@@ -633,6 +634,22 @@ async def test_events_from_before_the_first_start_are_consumed_or_from_a_given_t
         await until_applied(world, 1)
 
 
+async def test_a_consumer_goes_on_where_it_was_when_the_beginning_is_taken_out_of_the_settings(
+    bus: Bus, client: Client, world: World
+) -> None:
+    a_while_ago = datetime.now(UTC) - timedelta(minutes=5)
+    link = bus.current
+    for number, start_at in enumerate((a_while_ago, None, a_while_ago + timedelta(minutes=1))):
+        consumers = world.consumers(bus, start_at=start_at)
+        async with running(consumers):
+            await send(client, f"m{number}")
+            await until_applied(world, number + 1)
+            await until_nothing_is_left(client)
+            await consumers.stop(5)
+    assert bus.current is link
+    assert world.desk.applied == ["m0", "m1", "m2"]
+
+
 async def test_a_drain_finishes_what_is_begun_and_gives_the_rest_to_others_at_once(
     bus: Bus, client: Client, database: Database
 ) -> None:
@@ -727,6 +744,27 @@ async def test_a_consumer_that_somebody_deleted_is_made_again(
             return {"a", "b"} == set(world.desk.applied)
 
         await eventually(both_applied)
+
+
+async def test_a_consumer_that_is_refused_costs_the_others_no_link(
+    bus: Bus, client: Client, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "LAST_PAUSE_S", 0.05)
+    # Somebody has made it, as one that JetStream sends by itself.
+    pushed = api.ConsumerConfig(durable_name=DURABLE, deliver_subject="elsewhere")
+    await client.jsm().add_consumer(STREAM, pushed)
+    await send(client, "a")
+    link = bus.current
+    with capture_logs() as logs:
+        async with running(world.consumers(bus)):
+
+            async def is_told() -> bool:
+                return [each["event"] for each in logs].count("consumer_refused") >= 3
+
+            await eventually(is_told)
+            await client.jsm().delete_consumer(STREAM, DURABLE)
+            await until_applied(world, 1)
+    assert bus.current is link
 
 
 async def test_a_stream_that_somebody_deleted_is_made_again(

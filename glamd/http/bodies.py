@@ -204,8 +204,7 @@ def _too_large(limits: HttpLimits) -> InputError:
 def _fields(error: ValidationError) -> list[FieldError]:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return [
-        FieldError(_name(e["loc"]), _sentence(e["type"], e["msg"]))
-        for e in found[:MAX_ERRORS_SHOWN]
+        FieldError(_name(e["loc"]), sentence(e["type"], e["msg"])) for e in found[:MAX_ERRORS_SHOWN]
     ]
 
 
@@ -224,9 +223,10 @@ def _name(loc: Loc) -> str:
 _SENTENCES = {
     "extra_forbidden": "This field is not known.",
     "string_pattern_mismatch": "It does not have the right form.",
+    "uuid_parsing": "It should be a UUID.",
 }
 
 
-def _sentence(kind: str, message: str) -> str:
-    """pydantic's own sentence, but where it would show a regular expression."""
+def sentence(kind: str, message: str) -> str:
+    """pydantic's own sentence, but where it would show a regular expression or a piece of input."""
     return _SENTENCES.get(kind, message)

@@ -42,9 +42,9 @@ from glamd.http.worker import DecryptRoutes
 from glamd.ledger.service import Ledger
 
 _ABOUT: Final = """\
-Payment tokens and platform tokens, over two listeners. The **api listener** is for storefront back
-ends (clients) and internal services, who bring a JWT; the **workers' listener** is for authorized
-workers, who bring a certificate. Who may call a route is said at each.
+Payment tokens, credits, billing and platform tokens, over two listeners. The **api listener** is
+for storefront back ends (clients) and internal services, who bring a JWT; the **workers' listener**
+is for authorized workers, who bring a certificate. Who may call a route is said at each.
 
 **Answers.** A success is `{"data": …, "meta": …}`, a list has `pagination` too. An error is
 `application/problem+json` (RFC 9457) with a stable `code`, and the same again under `error` for

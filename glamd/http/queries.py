@@ -10,7 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from glamd.errors import FieldError, InputError
-from glamd.http.bodies import unfit
+from glamd.http.bodies import sentence, unfit
 
 WRONG_QUERY: Final = "The query is not as it should be."
 
@@ -36,7 +36,10 @@ def parse_query(request: web.BaseRequest, model: type[_Model]) -> _Model:
         # `from None`: the cause would carry the input into a log.
         raise InputError(
             WRONG_QUERY,
-            fields=[FieldError(".".join(map(str, e["loc"])) or "query", e["msg"]) for e in found],
+            fields=[
+                FieldError(".".join(map(str, e["loc"])) or "query", sentence(e["type"], e["msg"]))
+                for e in found
+            ],
         ) from None
     wrong = unfit(query)
     if wrong:

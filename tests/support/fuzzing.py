@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import schemathesis
 from schemathesis.config import SchemathesisConfig
-from schemathesis.core.failures import Failure
+from schemathesis.core.failures import Failure, ServerError
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.engine import Status, events, from_schema
 from schemathesis.openapi.checks import RejectedPositiveData
@@ -236,6 +236,8 @@ def _with_real(
 def _is_finding(
     _: schemathesis.HookContext, failure: Failure, case: Case, response: schemathesis.Response
 ) -> bool:
+    if isinstance(failure, ServerError) and response.status_code in DOCUMENTED_5XX:
+        return False  # that the document has it is another check's
     if not isinstance(failure, RejectedPositiveData):
         return True
     problem = response.json()

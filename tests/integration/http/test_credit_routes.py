@@ -143,6 +143,12 @@ async def test_what_is_no_transaction_names_its_field_and_leaves_no_trace(desk: 
     assert await ledgers.counted(desk.node, merchant_id) == 1
 
 
+async def test_nothing_of_an_id_that_is_none_comes_back(desk: Desk) -> None:
+    reply = await desk.post("consume", move(uuid4()) | {"merchant_id": "\u00e9l4m"})
+    assert refusal(reply) == (422, "VALIDATION_ERROR", ["merchant_id"])
+    assert reply.json["errors"][0]["message"] == "It should be a UUID."
+
+
 async def test_an_amount_that_a_json_number_cannot_hold_is_not_rounded(desk: Desk) -> None:
     merchant_id = await ledgers.merchant(desk.node)
     body = (

@@ -23,6 +23,7 @@ from uuid import UUID, uuid4
 import structlog
 from prometheus_client import Counter
 
+from glamd.batches import in_rounds
 from glamd.db import Connection, Database
 from glamd.errors import ConflictError, InputError
 
@@ -184,14 +185,12 @@ class IdempotencyKeys:
 
     async def purge(self) -> int:
         """Delete rows that expired, at most PURGE_ROWS * PURGE_BATCHES; returns how many."""
-        deleted = 0
-        for _ in range(PURGE_BATCHES):
+
+        async def some() -> int:
             tag = await self._database.execute(_PURGE, PURGE_ROWS)
-            rows = int(tag.rpartition(" ")[2])
-            deleted += rows
-            if rows < PURGE_ROWS:
-                break
-        return deleted
+            return int(tag.rpartition(" ")[2])
+
+        return await in_rounds(some, full=PURGE_ROWS, most=PURGE_BATCHES)
 
 
 def _bounded(scope: str) -> str:

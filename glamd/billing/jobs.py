@@ -16,6 +16,7 @@ from uuid import uuid4
 import structlog
 from prometheus_client import Counter
 
+from glamd.batches import in_rounds
 from glamd.billing import store
 from glamd.billing.model import TRIAL_EXPIRED
 from glamd.billing.reconciliation import BATCH as RECONCILIATION_BATCH
@@ -119,8 +120,9 @@ class BillingJobs:
 
     async def expire_now(self) -> Expired:
         """End what is over by now, without waiting for the jobs. Raises UnavailableError."""
-        trials = await _all(self._expire_trials)
-        return Expired(trials, await _all(self._expire_purchases))
+        trials = await in_rounds(self._expire_trials, full=EXPIRY_BATCH, most=EXPIRY_BATCHES)
+        purchases = await in_rounds(self._expire_purchases, full=EXPIRY_BATCH, most=EXPIRY_BATCHES)
+        return Expired(trials, purchases)
 
     async def _serve(self, job: _Job) -> None:
         trouble_s = TROUBLE_PAUSE_MIN_S
@@ -168,16 +170,6 @@ class BillingJobs:
             log.info("purchase_expired", purchase_id=str(purchase_id))
         _EXPIRED.labels("purchase").inc(len(ended))
         return len(ended)
-
-
-async def _all(work: Callable[[], Awaitable[int]]) -> int:
-    done = 0
-    for _ in range(EXPIRY_BATCHES):
-        some = await work()
-        done += some
-        if some < EXPIRY_BATCH:
-            break
-    return done
 
 
 async def _pause(seconds: float, woken: asyncio.Event | None) -> None:

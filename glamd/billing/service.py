@@ -5,16 +5,15 @@ How a purchase begins stands in `checkouts`, what platforms say of it later take
 above.
 """
 
-import base64
-import binascii
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 import structlog
 from prometheus_client import Counter
 
+from glamd import cursors
 from glamd.billing import store
 from glamd.billing.checkouts import Checkouts
 from glamd.billing.elsewhere import Elsewhere
@@ -50,7 +49,6 @@ PAGE_LIMIT: Final = 200
 RECENT: Final = 5
 """Purchases in an overview."""
 
-_CURSOR_LIMIT_CHARS: Final = 128
 
 log = structlog.get_logger()
 
@@ -281,23 +279,12 @@ async def _record(connection: Connection, merchant_id: UUID) -> Record:
 
 
 def _encode(last: Purchase) -> str:
-    text = f"{last.created_at.isoformat()}|{last.purchase_id}"
-    return base64.urlsafe_b64encode(text.encode()).decode()
+    return cursors.encode(last.created_at, str(last.purchase_id))
 
 
 def _decode(cursor: str) -> tuple[datetime, UUID]:
-    refused = InputError(
-        "The cursor is not one of ours.", fields=(FieldError("cursor", "is not one of ours"),)
-    )
-    if len(cursor) > _CURSOR_LIMIT_CHARS:
-        raise refused
+    at, purchase_id = cursors.decode(cursor)
     try:
-        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode()
-        moment, _, purchase_id = text.partition("|")
-        at = datetime.fromisoformat(moment)
-        if at.tzinfo is None:
-            raise refused
-        # A forged one can name a moment that is before year 1 or after year 9999 in UTC.
-        return at.astimezone(UTC), UUID(purchase_id)
-    except (binascii.Error, ValueError, OverflowError):
-        raise refused from None
+        return at, UUID(purchase_id)
+    except ValueError:
+        raise cursors.not_ours() from None

@@ -13,6 +13,7 @@ from uuid import UUID
 import structlog
 from prometheus_client import Counter
 
+from glamd.batches import in_rounds
 from glamd.clock import Clock
 from glamd.credentials import sealing, store
 from glamd.credentials.model import (
@@ -230,12 +231,11 @@ class PlatformTokens:
         At most PURGE_ROWS * PURGE_BATCHES; what is left goes with the next purge.
         """
         before = self._clock.now() - ACCESS_LOG_KEPT
-        deleted = 0
-        for _ in range(PURGE_BATCHES):
-            rows = await store.purge_accesses(self._database, before=before, limit=PURGE_ROWS)
-            deleted += rows
-            if rows < PURGE_ROWS:
-                break
+
+        async def some() -> int:
+            return await store.purge_accesses(self._database, before=before, limit=PURGE_ROWS)
+
+        deleted = await in_rounds(some, full=PURGE_ROWS, most=PURGE_BATCHES)
         if deleted:
             log.info("platform_token_accesses_purged", rows=deleted)
         return deleted

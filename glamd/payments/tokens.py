@@ -3,18 +3,17 @@
 Looking at card data is `detokenize`, making tokens is `vault`.
 """
 
-import base64
-import binascii
-from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID, uuid4
 
 import structlog
 from prometheus_client import Counter
 
+from glamd import cursors
+from glamd.batches import in_rounds
 from glamd.clock import Clock
 from glamd.db import Database
-from glamd.errors import FieldError, InputError, NotFoundError
+from glamd.errors import NotFoundError
 from glamd.outbox import Outbox
 from glamd.payments import store
 from glamd.payments.model import PaymentToken, TokenPage
@@ -22,7 +21,6 @@ from glamd.payments.model import PaymentToken, TokenPage
 log = structlog.get_logger()
 _REVOKED = Counter("glamd_payments_revoked_tokens_total", "Tokens revoked on request.")
 _EXPIRED = Counter("glamd_payments_expired_tokens_total", "Tokens whose end was announced.")
-_CURSOR_LIMIT_CHARS: Final = 128
 
 EXPIRE_ROWS: Final = 500
 EXPIRE_BATCHES: Final = 100
@@ -58,13 +56,15 @@ class Tokens:
             )
         else:
             rows = await store.tokens_after(
-                self._database, merchant_id, after=_decode(cursor), limit=limit + 1, now=now
+                self._database, merchant_id, after=cursors.decode(cursor), limit=limit + 1, now=now
             )
         items = tuple(rows[:limit])
         return TokenPage(
             items=items,
             total=await store.total(self._database, merchant_id),
-            next_cursor=_encode(items[-1]) if len(rows) > limit else None,
+            next_cursor=cursors.encode(items[-1].created_at, items[-1].token)
+            if len(rows) > limit
+            else None,
         )
 
     async def revoke(
@@ -106,40 +106,15 @@ class Tokens:
         A token has ended at its time whether this has run or not, and what was revoked before does
         not expire. How many, at most EXPIRE_ROWS * EXPIRE_BATCHES; UnavailableError.
         """
-        told = 0
-        for _ in range(EXPIRE_BATCHES):
-            rows = await store.expire(
+
+        async def some() -> int:
+            told = await store.expire(
                 self._database,
                 now=self._clock.now(),
                 limit=EXPIRE_ROWS,
                 correlation_id=f"token-expiry-{uuid4()}",
             )
-            _EXPIRED.inc(rows)
-            told += rows
-            if rows < EXPIRE_ROWS:
-                break
-        return told
+            _EXPIRED.inc(told)
+            return told
 
-
-def _encode(last: PaymentToken) -> str:
-    text = f"{last.created_at.isoformat()}|{last.token}"
-    return base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def _decode(cursor: str) -> tuple[datetime, str]:
-    refused = InputError(
-        "The cursor is not one of ours.", fields=(FieldError("cursor", "is not one of ours"),)
-    )
-    if len(cursor) > _CURSOR_LIMIT_CHARS:
-        raise refused
-    try:
-        moment, _, token = (
-            base64.b64decode(cursor, altchars=b"-_", validate=True).decode().partition("|")
-        )
-        at = datetime.fromisoformat(moment)
-        if at.tzinfo is None or not token.isascii() or "\0" in token:
-            raise refused
-        # A forged one can name a moment that is before year 1 or after year 9999 in UTC.
-        return at.astimezone(UTC), token
-    except (binascii.Error, ValueError, OverflowError):
-        raise refused from None
+        return await in_rounds(some, full=EXPIRE_ROWS, most=EXPIRE_BATCHES)

@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.report import Result
@@ -61,7 +62,7 @@ async def kill_nats(
                 await asyncio.sleep(chance.uniform(0.0, life_limit_s))
                 restarts = site.bus.restarts
                 site.bus.kill9()
-                await until(lambda before=restarts: _is_restarted(site, before))  # type: ignore[misc]
+                await until(partial(_is_restarted, site, restarts))
                 drained_s.append(await drained(site, timeout_s=DRAIN_TIMEOUT_S))
             return await _judged(under, drained_s, waited=0)
 

@@ -20,6 +20,7 @@ from glamd.embedded.bus import EmbeddedBus
 from glamd.errors import (
     ConflictError,
     ForbiddenError,
+    GlamError,
     InputError,
     InternalError,
     NotFoundError,
@@ -212,7 +213,7 @@ async def test_what_can_never_be_applied_is_a_letter_at_once_and_gone_from_jetst
     ],
 )
 async def test_what_a_handler_refuses_for_good_is_a_letter_with_its_reason(
-    bus: Bus, client: Client, world: World, error: Exception
+    bus: Bus, client: Client, world: World, error: GlamError
 ) -> None:
     world.desk.always["bad"] = error
     async with running(world.consumers(bus)):
@@ -220,7 +221,7 @@ async def test_what_a_handler_refuses_for_good_is_a_letter_with_its_reason(
         await until_applied(world, 1)
         await until_nothing_is_left(client)
     [letter] = await all_letters(world)
-    assert letter.reason == f"{error.code}: {error.message}"  # type: ignore[attr-defined]
+    assert letter.reason == f"{error.code}: {error.message}"
     assert world.desk.tried == {"bad": 1, "good": 1}
 
 

@@ -284,6 +284,8 @@ class _Assembly:
         self.lifetime.task(self._refresher.run(), "refresh")
         self.lifetime.at_drain(self._refresher.stop)
         self.lifetime.job(self._idempotency.purge, every_s=PURGE_EVERY_S, name="idempotency-purge")
+        accesses = self._platform_tokens.purge
+        self.lifetime.job(accesses, every_s=PURGE_EVERY_S, name="access-log-purge")
         expire = self._tokens.announce_expired
         self.lifetime.job(expire, every_s=EXPIRE_EVERY_S, name="token-expiry")
         consume = self._settings.events.consume

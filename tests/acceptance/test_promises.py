@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from pathlib import Path
+from uuid import uuid4
 
 import orjson
 import pytest
@@ -259,3 +260,22 @@ async def test_no_card_number_is_in_the_log_the_metrics_or_the_database(
     for number in (pan, bad_pan, VISA):
         hexed = number.encode().hex()
         assert not [text for text in haystack if number in text or hexed in text]
+
+
+async def test_access_rows_that_are_over_age_go_and_younger_ones_stay(
+    state_dir: Path, database_url: str, database: Database
+) -> None:
+    await database.execute(
+        "INSERT INTO glam.token_access_log (at, merchant_id, action, actor_kind, actor, success,"
+        " request_id, correlation_id, ip) SELECT now() - make_interval(days => age), $1, 'read',"
+        " 'internal', 'catalog-service', true, 'r', 'r', '-' FROM unnest($2::int[]) AS age",
+        uuid4(),
+        [399, 401],
+    )
+
+    async def is_one() -> bool:
+        left: int = await database.fetchval("SELECT count(*) FROM glam.token_access_log")
+        return left == 1
+
+    async with running_site(state_dir, database_url):
+        await eventually(is_one)

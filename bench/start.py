@@ -16,7 +16,7 @@ from glamd.admin import migrate
 from glamd.clock import SystemClock
 from glamd.embedded.certificates import DevelopmentCertificates
 from glamd.embedded.postgres import EmbeddedPostgres
-from glamd.keys.local import create_kek_file
+from glamd.keys.providers.local import create_kek_file
 
 TIMEOUT_S = 30.0
 TRIES = 3

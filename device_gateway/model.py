@@ -48,6 +48,7 @@ class SessionRecord:
     counter_version: int
     window: CounterWindow
     token_ttl: timedelta | None
+    keep_sensitive: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

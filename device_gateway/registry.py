@@ -30,7 +30,7 @@ from glamd.errors import (
     NotFoundError,
     UnavailableError,
 )
-from glamd.keys.service import Keys
+from glamd.keys.key_sets.service import Keys
 from glamd.outbox import Outbox
 
 ISSUE_TIMEOUT_S: Final = 5.0
@@ -109,7 +109,7 @@ class Registry:
             raise _wrong("ksn", f"must be {length} bytes for {scheme}")
         try:
             async with asyncio.timeout(ISSUE_TIMEOUT_S):
-                _, initial_key = await self._keys.initial_key(key_set, ksn)
+                initial_key = (await self._keys.initial_key(key_set, ksn)).key
         except TimeoutError:
             raise UnavailableError("The key provider does not answer in time.") from None
         private_key, public_key = (

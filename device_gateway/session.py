@@ -196,6 +196,7 @@ class DeviceSession(Actor[Uplink, bytes | None]):
                     format=request.format,
                     token=token,
                     merchant_id=record.merchant_id,
+                    keep_sensitive=record.keep_sensitive,
                 ),
                 timeout_s=CIPHER_TIMEOUT_S,
             )

@@ -32,7 +32,8 @@ ORDER BY d.device_id LIMIT $3
 )
 _SESSION: Final = """
 SELECT d.merchant_id, d.status, d.key_set, k.status AS key_set_status, k.scheme, k.counter_window,
-       d.initial_ksn, c.counter_id, c.version, c.highest, c.seen, m.token_ttl_s
+       d.initial_ksn, c.counter_id, c.version, c.highest, c.seen, m.token_ttl_s,
+       m.sensitive_data
 FROM cde.devices d
 JOIN cde.key_sets k USING (key_set)
 JOIN cde.device_counters c USING (counter_id)
@@ -132,6 +133,7 @@ async def session_record(database: Database, device_id: str) -> SessionRecord | 
             size_bits=row["counter_window"], highest=row["highest"], seen=row["seen"]
         ),
         token_ttl=None if ttl_s is None else timedelta(seconds=ttl_s),
+        keep_sensitive=row["sensitive_data"] == "until-authorized",
     )
 
 

@@ -47,9 +47,10 @@ from glamd.http.server import ApiServer
 from glamd.http.worker import WorkerServer
 from glamd.idempotency import IdempotencyKeys
 from glamd.keys import keyrings
+from glamd.keys.key_sets.service import Keys
 from glamd.keys.keyrings import Keyrings
-from glamd.keys.local import LocalProvider
-from glamd.keys.service import Keys
+from glamd.keys.providers.interface import Providers
+from glamd.keys.providers.local import LocalProvider
 from glamd.lifetime import Lifetime, spare_the_collector
 from glamd.merchants.service import Merchants
 from glamd.onboarding import Onboarding
@@ -194,9 +195,10 @@ class _Assembly:
 
     async def _key_material(self) -> None:
         settings = self._settings.keys
-        self._provider = provider = LocalProvider(settings.kek_file)
+        self._providers = Providers(LocalProvider(settings.kek_file))
+        self._stack.push_async_callback(self._providers.close)
         self._keyrings = await Keyrings.load(
-            self._cde, provider, self._clock, settings.first_version
+            self._cde, self._providers, self._clock, settings.first_version
         )
         self._audit = Audit(self._cde, self._keyrings.audit, self._clock)
         await self._audit.start()
@@ -204,7 +206,7 @@ class _Assembly:
         self._keys = Keys(
             database=self._cde,
             glam=self._glam,
-            provider=provider,
+            providers=self._providers,
             identity_key=self._keyrings.fingerprints.active.key,
             record=self._audit.record,
             clock=self._clock,
@@ -242,7 +244,7 @@ class _Assembly:
 
     async def _shops(self) -> None:
         settings = self._settings.credentials
-        keyring = keyrings.platform_tokens(database=self._glam, provider=self._provider)
+        keyring = keyrings.platform_tokens(database=self._glam, providers=self._providers)
         await keyring.load(self._clock, self._settings.keys.first_version)
         self._refresher = Refresher(
             self._glam,
@@ -447,7 +449,7 @@ class _Assembly:
         settings = self._settings
         parts = [
             Part(name="database", required=True, check=_check(self._cde.health)),
-            Part(name="key-provider", required=False, check=_check(self._provider.health)),
+            Part(name="key-provider", required=False, check=_check(self._providers.health)),
             Part(name="nats", required=False, check=self._relaying.check),
         ]
         if self._glam is not self._cde:

@@ -14,8 +14,9 @@ from glamd.errors import CryptoError, FieldError, ForbiddenError, GlamError, Inp
 from glamd.http.bodies import Body
 from glamd.http.call import Answer, Call
 from glamd.http.routes import OPERATOR, Route
-from glamd.keys.ceremony import COMPONENTS_MAX, COMPONENTS_MIN, combine
-from glamd.keys.store import KeySet, KeyVersion
+from glamd.keys.key_sets.ceremony import COMPONENTS_MAX, COMPONENTS_MIN, combine
+from glamd.keys.key_sets.store import KeySet
+from glamd.keys.store import KeyVersion
 
 Hex = Annotated[str, Field(pattern=r"^(?:[0-9A-Fa-f]{2}){16,32}$")]
 Word = Annotated[str, Field(min_length=1, max_length=32)]

@@ -12,7 +12,8 @@ from glamd.credentials.importing.service import OlderBatch, Progress
 from glamd.credentials.model import Access, Accessor, Health, Platform, ShopConnection
 from glamd.crypto.dukpt import Profile
 from glamd.http.services import Tokens
-from glamd.keys.store import KeySet, KeyVersion
+from glamd.keys.key_sets.store import KeySet
+from glamd.keys.store import KeyVersion
 from glamd.merchants.store import Merchant
 from glamd.payments.audit import AuditReport
 from glamd.payments.audit_chain import Head

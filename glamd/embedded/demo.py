@@ -24,7 +24,7 @@ from glamd.clock import Clock
 from glamd.crypto.dukpt import Profile
 from glamd.embedded.files import write_private
 from glamd.errors import ConflictError, NotFoundError, UnavailableError
-from glamd.keys.service import Keys
+from glamd.keys.key_sets.service import Keys
 from glamd.onboarding import Onboarding
 from glamd.payments.model import Scheme
 

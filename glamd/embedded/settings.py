@@ -15,7 +15,7 @@ from glamd import config
 from glamd.embedded.certificates import DevelopmentCertificates
 from glamd.embedded.files import write_private
 from glamd.errors import ConfigError, FieldError
-from glamd.keys.local import create_kek_file
+from glamd.keys.providers.local import create_kek_file
 
 LOOPBACK: Final = "127.0.0.1"
 WORKER: Final = "demo"

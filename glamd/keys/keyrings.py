@@ -20,9 +20,9 @@ from glamd.clock import Clock
 from glamd.crypto import kcv
 from glamd.crypto.aead import Sealer
 from glamd.db import Database
-from glamd.errors import ConfigError, CryptoError, UnavailableError
+from glamd.errors import ConfigError, CryptoError
 from glamd.keys import store
-from glamd.keys.local import LocalProvider
+from glamd.keys.providers.interface import Providers, within
 from glamd.keys.store import KeyVersion, Schema
 
 PAYMENT_TOKENS: Final = "payment-tokens"
@@ -32,9 +32,6 @@ AUDIT: Final = "audit"
 
 KEY_BYTES: Final = 32
 """Every data key: AES-256 for sealing, and as long for HMAC-SHA-256."""
-
-PROVIDER_TIMEOUT_S: Final = 5.0
-"""How long one wrap or unwrap may take."""
 
 log = structlog.get_logger()
 
@@ -72,14 +69,14 @@ class Keyring(Generic[K]):
         name: str,
         *,
         database: Database,
-        provider: LocalProvider,
+        providers: Providers,
         make: Callable[[str, bytes, str], K],
         schema: Schema = "cde",
     ) -> None:
         self.name = name
         self._schema = schema
         self._database = database
-        self._provider = provider
+        self._providers = providers
         self._make = make
         self._reloading = asyncio.Lock()
         self._by_version: dict[str, K] = {}
@@ -142,13 +139,9 @@ class Keyring(Generic[K]):
         _VERSIONS.labels(self.name).set(len(loaded))
 
     async def _unwrap(self, row: KeyVersion, wrapped: bytes) -> K:
-        if row.provider != self._provider.name:
-            msg = (
-                f"{row.keyring} {row.version} was wrapped by the key provider {row.provider}, "
-                f"and {self._provider.name} is configured"
-            )
-            raise CryptoError(msg)
-        clear = await unwrap(self._provider, wrapped, context=_context(row.keyring, row.version))
+        provider = self._providers.by_name(row.provider)
+        context = _context(row.keyring, row.version)
+        clear = await within(provider, provider.unwrap(wrapped, context=context))
         if len(clear) != KEY_BYTES or not hmac.compare_digest(_kcv(clear), row.kcv):
             raise CryptoError(f"{row.keyring} {row.version} does not fit its check value {row.kcv}")
         return self._make(row.version, clear, row.kcv)
@@ -172,14 +165,16 @@ class Keyring(Generic[K]):
     async def _make_first(self, version: str, clock: Clock) -> None:
         """Two nodes may try at once; one of them wins."""
         key = os.urandom(KEY_BYTES)
-        wrapped = await wrap(self._provider, key, context=_context(self.name, version))
+        provider = self._providers.current
+        context = _context(self.name, version)
+        wrapped = await within(provider, provider.wrap(key, context=context))
         await store.add_first_key(
             self._database,
             self._schema,
             keyring=self.name,
             version=version,
             wrapped_key=wrapped,
-            provider=self._provider.name,
+            provider=provider.name,
             kcv=_kcv(key),
             at=clock.now(),
         )
@@ -191,26 +186,26 @@ class Keyring(Generic[K]):
 class Keyrings:
     """The keyrings of card data."""
 
-    def __init__(self, *, database: Database, provider: LocalProvider) -> None:
+    def __init__(self, *, database: Database, providers: Providers) -> None:
         self.payment_tokens: Keyring[DataKey] = Keyring(
-            PAYMENT_TOKENS, database=database, provider=provider, make=_data_key
+            PAYMENT_TOKENS, database=database, providers=providers, make=_data_key
         )
         self.fingerprints: Keyring[MacKey] = Keyring(
-            FINGERPRINTS, database=database, provider=provider, make=MacKey
+            FINGERPRINTS, database=database, providers=providers, make=MacKey
         )
         self.audit: Keyring[MacKey] = Keyring(
-            AUDIT, database=database, provider=provider, make=MacKey
+            AUDIT, database=database, providers=providers, make=MacKey
         )
 
     @classmethod
     async def load(
-        cls, database: Database, provider: LocalProvider, clock: Clock, first_version: str
+        cls, database: Database, providers: Providers, clock: Clock, first_version: str
     ) -> "Keyrings":
         """Make what keyring is missing, with `first_version`, and unwrap every version.
 
         Errors as `Keyring.load`.
         """
-        keyrings = cls(database=database, provider=provider)
+        keyrings = cls(database=database, providers=providers)
         for keyring in keyrings.all():
             await keyring.load(clock, first_version)
         return keyrings
@@ -223,37 +218,15 @@ class Keyrings:
         return f"<Keyrings {', '.join(repr(keyring) for keyring in self.all())}>"
 
 
-def platform_tokens(*, database: Database, provider: LocalProvider) -> Keyring[DataKey]:
+def platform_tokens(*, database: Database, providers: Providers) -> Keyring[DataKey]:
     """The keyring of platform tokens, in schema `glam`; not loaded yet."""
     return Keyring(
-        PLATFORM_TOKENS, database=database, provider=provider, make=_data_key, schema="glam"
+        PLATFORM_TOKENS, database=database, providers=providers, make=_data_key, schema="glam"
     )
 
 
 def _data_key(version: str, key: bytes, check: str) -> DataKey:
     return DataKey(version, Sealer(key), check)
-
-
-async def wrap(provider: LocalProvider, key: bytes, *, context: str) -> bytes:
-    """`provider.wrap` within PROVIDER_TIMEOUT_S; UnavailableError beyond it."""
-    try:
-        async with asyncio.timeout(PROVIDER_TIMEOUT_S):
-            return await provider.wrap(key, context=context)
-    except TimeoutError:
-        raise _too_slow(provider) from None
-
-
-async def unwrap(provider: LocalProvider, wrapped: bytes, *, context: str) -> bytes:
-    """`provider.unwrap` within PROVIDER_TIMEOUT_S; UnavailableError beyond it."""
-    try:
-        async with asyncio.timeout(PROVIDER_TIMEOUT_S):
-            return await provider.unwrap(wrapped, context=context)
-    except TimeoutError:
-        raise _too_slow(provider) from None
-
-
-def _too_slow(provider: LocalProvider) -> UnavailableError:
-    return UnavailableError(f"The key provider {provider.name} does not answer in time.")
 
 
 def _context(keyring: str, version: str) -> str:

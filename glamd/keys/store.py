@@ -1,22 +1,20 @@
-"""The rows of keys: `encryption_keys` of either schema and `cde.key_sets`. SQL in, rows out.
+"""The rows of data keys: `encryption_keys` of either schema. SQL in, rows out.
 
-What is wrapped stays wrapped in here; opening it is for `keyrings` and `service`.
+What is wrapped stays wrapped in here; opening it is for `keyrings`.
 """
 
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal, cast
 
-from glamd.crypto.dukpt import Profile
-from glamd.db import Connection, Database, Row
+from glamd.db import Database
 
 KeyStatus = Literal["active", "decrypt-only", "retired", "destroyed"]
-KeySetStatus = Literal["active", "retired"]
 Schema = Literal["cde", "glam"]
 """Whose data keys: those of card data, or those of the rest, perhaps on another server."""
 
 KEYS_LIMIT: Final = 10_000
-"""Key versions and key sets read at once; far more than anybody has."""
+"""Key versions read at once; far more than anybody has."""
 
 _KEYS_OF: Final = """
 SELECT keyring, version, wrapped_key, provider, kcv, status,
@@ -42,22 +40,6 @@ _ADD_FIRST_KEY: Final[dict[Schema, str]] = {
     "glam": _ADD_FIRST_KEY_TO.format(schema="glam"),
 }
 
-_KEY_SET_COLUMNS: Final = """
-SELECT key_set, scheme, data_usage, key_type, padding, mac, counter_window,
-       wrapped_bdk, provider, kcv, status, created_at
-FROM cde.key_sets
-"""
-_KEY_SET: Final = _KEY_SET_COLUMNS + "WHERE key_set = $1"
-_KEY_SETS: Final = _KEY_SET_COLUMNS + "ORDER BY key_set LIMIT $1"
-
-_ADD_KEY_SET: Final = """
-INSERT INTO cde.key_sets
-    (key_set, scheme, data_usage, key_type, padding, mac, counter_window,
-     wrapped_bdk, provider, kcv, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-ON CONFLICT (key_set) DO NOTHING
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyVersion:
@@ -73,27 +55,6 @@ class KeyVersion:
     activated_at: datetime | None
     retired_at: datetime | None
     destroyed_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeySet:
-    """A base derivation key by its id: how its devices encrypt, never the key in the clear."""
-
-    key_set: str
-    profile: Profile
-    counter_window: int
-    kcv: str
-    provider: str
-    status: KeySetStatus
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class StoredKeySet:
-    """A key set with its wrapped key."""
-
-    key_set: KeySet
-    wrapped_bdk: bytes = field(repr=False)
 
 
 async def keys(
@@ -131,56 +92,3 @@ async def add_first_key(
 ) -> None:
     """Make the first version of a keyring, unless another node has: one is active at a time."""
     await database.execute(_ADD_FIRST_KEY[schema], keyring, version, wrapped_key, provider, kcv, at)
-
-
-async def key_set(database: Database, name: str) -> StoredKeySet | None:
-    """A key set, or None."""
-    row = await database.fetchrow(_KEY_SET, name)
-    return None if row is None else _key_set(row)
-
-
-async def key_sets(database: Database) -> tuple[KeySet, ...]:
-    """All key sets by name."""
-    rows = await database.fetch(_KEY_SETS, KEYS_LIMIT)
-    return tuple(_key_set(row).key_set for row in rows)
-
-
-async def add_key_set(connection: Connection, made: KeySet, wrapped_bdk: bytes) -> bool:
-    """Insert a key set; False when there is one of this name."""
-    profile = made.profile
-    tag = await connection.execute(
-        _ADD_KEY_SET,
-        made.key_set,
-        profile.scheme,
-        profile.data_usage,
-        profile.key_type,
-        profile.padding,
-        profile.mac,
-        made.counter_window,
-        wrapped_bdk,
-        made.provider,
-        made.kcv,
-        made.created_at,
-    )
-    return tag == "INSERT 0 1"
-
-
-def _key_set(row: Row) -> StoredKeySet:
-    return StoredKeySet(
-        KeySet(
-            key_set=row["key_set"],
-            profile=Profile(
-                scheme=row["scheme"],
-                data_usage=row["data_usage"],
-                key_type=row["key_type"],
-                padding=row["padding"],
-                mac=row["mac"],
-            ),
-            counter_window=row["counter_window"],
-            kcv=row["kcv"],
-            provider=row["provider"],
-            status=cast("KeySetStatus", row["status"]),
-            created_at=row["created_at"],
-        ),
-        row["wrapped_bdk"],
-    )

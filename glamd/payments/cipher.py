@@ -24,6 +24,7 @@ from glamd.actor import Actor, ActorSpec
 from glamd.crypto.aead import Sealer
 from glamd.crypto.dukpt import Dukpt, Profile, initial_key_id
 from glamd.errors import CryptoError, InputError, InternalError, UnavailableError
+from glamd.keys.key_sets.service import DeviceKey
 from glamd.payments import card as cards
 from glamd.payments.model import Format, SealedCard
 
@@ -37,7 +38,7 @@ log = structlog.get_logger()
 _REFUSED = Counter("glamd_payments_refused_cards_total", "Cards refused, by code.", ["code"])
 _SEALED = Counter("glamd_payments_sealed_cards_total", "Cards decrypted and sealed.", ["scheme"])
 
-InitialKey = Callable[[str, bytes], Awaitable[tuple[Profile, bytes]]]
+InitialKey = Callable[[str, bytes], Awaitable[DeviceKey]]
 ActiveKey = Callable[[], tuple[str, Sealer]]
 
 
@@ -53,6 +54,7 @@ class OpenCard:
     format: Format
     token: str
     merchant_id: UUID
+    keep_sensitive: bool
 
 
 class CardCipher(Actor[OpenCard, SealedCard]):
@@ -93,15 +95,16 @@ class CardCipher(Actor[OpenCard, SealedCard]):
     async def _load(self, message: OpenCard) -> Dukpt:
         try:
             async with asyncio.timeout(KEY_TIMEOUT_S):
-                self._profile, key = await self._initial_key(message.key_set, message.initial_ksn)
+                found = await self._initial_key(message.key_set, message.initial_ksn)
         except TimeoutError:
             raise UnavailableError("The key provider does not answer in time.") from None
         except CryptoError as error:
             # A key that does not unwrap is no fault of the device, which may send it again.
             log.exception("initial_key_unusable", key_set=message.key_set)
             raise InternalError("The device's initial key cannot be derived.") from error
+        self._profile = found.profile
         key_id = initial_key_id(self._profile.scheme, message.initial_ksn)
-        self._dukpt = Dukpt(self._profile, key, key_id)
+        self._dukpt = Dukpt(self._profile, found.key, key_id)
         self._sealed = _SEALED.labels(self._profile.scheme)
         return self._dukpt
 
@@ -132,6 +135,7 @@ class CardCipher(Actor[OpenCard, SealedCard]):
                 ciphertext=sealer.seal(
                     pack(card), associated_data=associated_data(message.token, version)
                 ),
+                sensitive_ciphertext=None,
                 key_version=version,
             )
 

@@ -98,6 +98,7 @@ class Detokenizer:
             raise GoneError("The payment token was revoked.", code="TOKEN_REVOKED")
         if expires_at <= self._clock.now() or ciphertext is None:
             raise GoneError("The payment token has expired.", code="TOKEN_EXPIRED")
+        assert version is not None  # it stands beside the ciphertext
         key = await self._keyring.version(version)
         card = _unsealed(key, ciphertext, token=look.token)
         return {field: card.get(field) for field in look.fields}

@@ -94,6 +94,7 @@ class SealedCard:
     exp_year: int | None
     fingerprint: bytes
     ciphertext: bytes
+    sensitive_ciphertext: bytes | None
     key_version: str
 
 

@@ -27,14 +27,19 @@ WITH locked AS (
     SELECT * FROM unnest(
         $1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[], $5::text[], $6::text[], $7::bytea[],
         $8::bytea[], $9::timestamptz[], $10::text[], $11::text[], $12::text[], $13::text[],
-        $14::smallint[], $15::smallint[], $16::bytea[], $17::text[], $18::bytea[], $19::text[],
-        $20::timestamptz[]
+        $14::smallint[], $15::smallint[], $16::bytea[], $17::text[], $18::bytea[], $19::bytea[],
+        $20::text[], $21::timestamptz[]
     ) AS i (
         counter_id, version, highest, seen, device_id, key, content_hash,
         answer, at, token, brand, bin, last4,
-        exp_month, exp_year, fingerprint, entry_mode, card_ciphertext, key_version,
-        expires_at
+        exp_month, exp_year, fingerprint, entry_mode, card_ciphertext, sensitive_ciphertext,
+        key_version, expires_at
     )
+), usable AS (
+    SELECT version FROM cde.encryption_keys
+    WHERE keyring = 'payment-tokens' AND version = ANY ($20)
+      AND status IN ('active', 'decrypt-only')
+    FOR KEY SHARE
 ), moved AS (
     UPDATE cde.device_counters c
     SET highest = i.highest, seen = i.seen, version = c.version + 1,
@@ -43,22 +48,28 @@ WITH locked AS (
     WHERE (SELECT count(*) FROM locked) >= 0
       AND c.counter_id = i.counter_id AND c.version = i.version
       AND (SELECT d.status FROM cde.devices d WHERE d.device_id = i.device_id) = 'active'
+      AND (i.token IS NULL OR i.key_version IN (SELECT u.version FROM usable u))
       AND NOT coalesce((
           SELECT k.expires_at > i.at FROM cde.token_idempotency_keys k
           WHERE k.scope = i.device_id AND k.key = i.key), false)
     RETURNING c.merchant_id, i.*
 ), answered AS (
     INSERT INTO cde.token_idempotency_keys AS k (scope, key, content_hash, answer, expires_at)
-    SELECT device_id, key, content_hash, answer, at + $21::interval FROM moved
+    SELECT device_id, key, content_hash, answer, at + $22::interval FROM moved
     ON CONFLICT (scope, key) DO UPDATE
     SET content_hash = EXCLUDED.content_hash, answer = EXCLUDED.answer,
         expires_at = EXCLUDED.expires_at
 ), issued AS (
     INSERT INTO cde.payment_tokens (
         token, merchant_id, device_id, brand, bin, last4, exp_month, exp_year, fingerprint,
-        entry_mode, card_ciphertext, key_version, created_at, expires_at)
+        entry_mode, has_sensitive_data, created_at, expires_at)
     SELECT token, merchant_id, device_id, brand, bin, last4, exp_month, exp_year, fingerprint,
-           entry_mode, card_ciphertext, key_version, at, expires_at
+           entry_mode, sensitive_ciphertext IS NOT NULL, at, expires_at
+    FROM moved WHERE token IS NOT NULL
+), kept AS (
+    INSERT INTO cde.token_secrets (
+        token, expires_at, card_ciphertext, sensitive_ciphertext, key_version)
+    SELECT token, expires_at, card_ciphertext, sensitive_ciphertext, key_version
     FROM moved WHERE token IS NOT NULL
 ), announced AS (
     INSERT INTO cde.outbox (subject, merchant_id, correlation_id, data, created_at)
@@ -70,7 +81,7 @@ WITH locked AS (
 SELECT counter_id FROM moved
 """
 
-_NO_TOKEN: Final = (None,) * 11
+_NO_TOKEN: Final = (None,) * 12
 
 _STORED_ANSWER: Final = """
 SELECT content_hash, answer FROM cde.token_idempotency_keys
@@ -79,7 +90,7 @@ WHERE scope = $1 AND key = $2 AND expires_at > $3
 
 _TOKEN_COLUMNS: Final = """
     token, merchant_id, device_id, brand, bin, last4, exp_month, exp_year, fingerprint, entry_mode,
-    status, sensitive_ciphertext IS NOT NULL AS has_sensitive_data, created_at, expires_at
+    status, has_sensitive_data, created_at, expires_at
 """
 _TOKEN: Final = f"SELECT {_TOKEN_COLUMNS} FROM cde.payment_tokens WHERE token = $1"  # noqa: S608 - our own constants
 _PAGE_AFTER: Final = f"""
@@ -96,8 +107,11 @@ _TOTAL: Final = """
 SELECT coalesce(sum(token_count), 0)::bigint FROM cde.device_counters WHERE merchant_id = $1
 """
 _REVOKE: Final = f"""
+WITH gone AS (
+    DELETE FROM cde.token_secrets WHERE token = $1
+)
 UPDATE cde.payment_tokens
-SET status = 'revoked', revoked_at = $2, card_ciphertext = NULL, sensitive_ciphertext = NULL
+SET status = 'revoked', revoked_at = $2, has_sensitive_data = false
 WHERE token = $1 AND status = 'active'
 RETURNING {_TOKEN_COLUMNS}
 """  # noqa: S608 - our own constants
@@ -123,8 +137,10 @@ WITH due AS (
 SELECT count(*) FROM gone
 """
 _SEALED: Final = """
-SELECT merchant_id, status, expires_at, card_ciphertext, key_version
-FROM cde.payment_tokens WHERE token = $1
+SELECT t.merchant_id, t.status, t.expires_at, s.card_ciphertext, s.key_version
+FROM cde.payment_tokens t
+LEFT JOIN cde.token_secrets s ON s.token = t.token AND s.expires_at = t.expires_at
+WHERE t.token = $1
 """
 
 
@@ -169,6 +185,7 @@ def _columns(spend: Spend) -> tuple[object, ...]:
         card.fingerprint,
         issued.entry_mode,
         card.ciphertext,
+        card.sensitive_ciphertext,
         card.key_version,
         issued.expires_at,
     )
@@ -224,7 +241,7 @@ async def expire(database: Database, *, now: datetime, limit: int, correlation_i
 
 async def sealed(
     database: Database, name: str
-) -> tuple[UUID, str, datetime, bytes | None, str] | None:
+) -> tuple[UUID, str, datetime, bytes | None, str | None] | None:
     """A token's merchant, status, end, ciphertext and key version, or None."""
     row = await database.fetchrow(_SEALED, name)
     return None if row is None else tuple(row)

@@ -20,7 +20,7 @@ from glamd.credentials.service import PlatformTokens
 from glamd.db import Database
 from glamd.errors import ConflictError, UnavailableError
 from glamd.keys.keyrings import DataKey, Keyring
-from glamd.keys.local import LocalProvider
+from glamd.keys.providers.interface import Providers
 from tests.support.database_proxy import DatabaseProxy
 from tests.support.keys import local_provider
 from tests.support.older_service import CANARY, KEY_TEXT, merchant_id, older_id, row, sealed
@@ -51,7 +51,7 @@ def kek(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def provider(kek: Path) -> LocalProvider:
+def provider(kek: Path) -> Providers:
     """The key provider of this module's database."""
     return local_provider(kek)
 
@@ -71,7 +71,7 @@ def clock() -> SettableClock:
 
 @pytest.fixture
 async def keyring(
-    database: Database, provider: LocalProvider, clock: SettableClock
+    database: Database, provider: Providers, clock: SettableClock
 ) -> Keyring[DataKey]:
     """The keys that tokens are sealed under now."""
     return await load_keyring(database, provider, clock)

@@ -10,17 +10,13 @@ from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT, Profile
 from glamd.db import Database
 from glamd.errors import (
     ConfigError,
-    ConflictError,
     CryptoError,
-    InputError,
-    NotFoundError,
     UnavailableError,
 )
 from glamd.keys import keyrings as keyrings_module
+from glamd.keys import store
 from glamd.keys.keyrings import Keyrings
-from glamd.keys.local import LocalProvider
-from glamd.keys.service import Keys
-from glamd.keys.store import KeySet
+from glamd.keys.providers.interface import Providers
 from tests.support.keys import local_provider
 from tests.support.settable_clock import SettableClock
 
@@ -42,11 +38,11 @@ async def database_url(module_database_url: str) -> str:
 
 
 @pytest.fixture
-def provider(tmp_path: Path) -> LocalProvider:
+def provider(tmp_path: Path) -> Providers:
     return local_provider(tmp_path)
 
 
-async def load(database: Database, provider: LocalProvider, first: str = "v1") -> Keyrings:
+async def load(database: Database, provider: Providers, first: str = "v1") -> Keyrings:
     return await Keyrings.load(database, provider, CLOCK, first)
 
 
@@ -54,7 +50,7 @@ async def load(database: Database, provider: LocalProvider, first: str = "v1") -
 
 
 async def test_two_nodes_that_start_at_once_end_up_with_the_same_keys(
-    database: Database, provider: LocalProvider
+    database: Database, provider: Providers
 ) -> None:
     one, other, third = await asyncio.gather(
         load(database, provider), load(database, provider), load(database, provider, "v9")
@@ -69,7 +65,7 @@ async def test_two_nodes_that_start_at_once_end_up_with_the_same_keys(
 
 
 async def test_the_first_version_is_named_once_and_never_moves_an_active_key(
-    database: Database, provider: LocalProvider
+    database: Database, provider: Providers
 ) -> None:
     made = await load(database, provider, "2025-a")
     again = await load(database, provider, "2026-b")
@@ -82,15 +78,13 @@ async def test_the_first_version_is_named_once_and_never_moves_an_active_key(
 
 
 @pytest.mark.parametrize("first", ["", "v 1", "x" * 33, "v\n"])
-async def test_a_first_version_that_is_no_name_is_refused(
-    provider: LocalProvider, first: str
-) -> None:
+async def test_a_first_version_that_is_no_name_is_refused(provider: Providers, first: str) -> None:
     with pytest.raises(ConfigError):
         await load(Database.__new__(Database), provider, first)
 
 
 async def test_another_kek_ends_the_start_with_one_clear_line(
-    database: Database, provider: LocalProvider, tmp_path: Path
+    database: Database, provider: Providers, tmp_path: Path
 ) -> None:
     await load(database, provider)
     (tmp_path / "kek").unlink()
@@ -99,7 +93,7 @@ async def test_another_kek_ends_the_start_with_one_clear_line(
 
 
 async def test_a_key_that_does_not_fit_its_check_value_ends_the_start(
-    database: Database, provider: LocalProvider
+    database: Database, provider: Providers
 ) -> None:
     await load(database, provider)
     await database.execute("UPDATE cde.encryption_keys SET kcv = '000000' WHERE keyring = 'audit'")
@@ -108,7 +102,7 @@ async def test_a_key_that_does_not_fit_its_check_value_ends_the_start(
 
 
 async def test_a_wrapped_key_that_was_put_under_another_name_does_not_open(
-    database: Database, provider: LocalProvider
+    database: Database, provider: Providers
 ) -> None:
     await load(database, provider)
     await database.execute(
@@ -119,9 +113,7 @@ async def test_a_wrapped_key_that_was_put_under_another_name_does_not_open(
         await load(database, provider)
 
 
-async def test_a_key_of_another_provider_is_named(
-    database: Database, provider: LocalProvider
-) -> None:
+async def test_a_key_of_another_provider_is_named(database: Database, provider: Providers) -> None:
     await load(database, provider)
     await database.execute("UPDATE cde.encryption_keys SET provider = 'aws-kms'")
     with pytest.raises(ConfigError, match="wrapped by the key provider aws-kms, and local is"):
@@ -129,7 +121,7 @@ async def test_a_key_of_another_provider_is_named(
 
 
 async def test_a_keyring_without_an_active_version_is_refused_and_not_made_anew(
-    database: Database, provider: LocalProvider
+    database: Database, provider: Providers
 ) -> None:
     await load(database, provider)
     await database.execute("UPDATE cde.encryption_keys SET status = 'retired'")
@@ -138,23 +130,21 @@ async def test_a_keyring_without_an_active_version_is_refused_and_not_made_anew(
     assert await database.fetchval("SELECT count(*) FROM cde.encryption_keys") == 3
 
 
-async def add_version(
-    database: Database, provider: LocalProvider, version: str, status: str
-) -> None:
+async def add_version(database: Database, provider: Providers, version: str, status: str) -> None:
     """What another node's rotation will leave in the table."""
     key = bytes([len(version)]) * 32
     await database.execute(
         "INSERT INTO cde.encryption_keys (keyring, version, wrapped_key, provider, kcv, status) "
         "VALUES ('payment-tokens', $1, $2, 'local', $3, $4)",
         version,
-        await provider.wrap(key, context=f"payment-tokens:{version}"),
+        await provider.current.wrap(key, context=f"payment-tokens:{version}"),
         keyrings_module._kcv(key),
         status,
     )
 
 
 async def test_a_version_that_another_node_made_is_fetched_when_a_row_names_it(
-    database: Database, provider: LocalProvider
+    database: Database, provider: Providers
 ) -> None:
     ring = (await load(database, provider)).payment_tokens
     first = ring.active
@@ -170,7 +160,7 @@ async def test_a_version_that_another_node_made_is_fetched_when_a_row_names_it(
 
 
 async def test_a_version_that_does_not_exist_is_a_crypto_error(
-    database: Database, provider: LocalProvider
+    database: Database, provider: Providers
 ) -> None:
     ring = (await load(database, provider)).payment_tokens
     with pytest.raises(CryptoError, match="no version v7"):
@@ -178,7 +168,7 @@ async def test_a_version_that_does_not_exist_is_a_crypto_error(
 
 
 async def test_a_destroyed_version_opens_nothing_and_says_so(
-    database: Database, provider: LocalProvider
+    database: Database, provider: Providers
 ) -> None:
     await load(database, provider)
     await add_version(database, provider, "v0", "retired")
@@ -193,7 +183,7 @@ async def test_a_destroyed_version_opens_nothing_and_says_so(
 
 
 async def test_a_retired_version_still_opens_what_it_sealed(
-    database: Database, provider: LocalProvider
+    database: Database, provider: Providers
 ) -> None:
     ring = (await load(database, provider)).payment_tokens
     await add_version(database, provider, "v00", "retired")
@@ -201,7 +191,7 @@ async def test_a_retired_version_still_opens_what_it_sealed(
 
 
 async def test_what_is_in_memory_goes_on_working_while_the_database_is_away(
-    database: Database, provider: LocalProvider
+    database: Database, provider: Providers
 ) -> None:
     ring = (await load(database, provider)).payment_tokens
     await database.close()
@@ -211,229 +201,11 @@ async def test_what_is_in_memory_goes_on_working_while_the_database_is_away(
     assert ring.active.version == "v1"
 
 
-async def test_nothing_that_is_printed_shows_a_key(
-    database: Database, provider: LocalProvider, keys: Keys
-) -> None:
+async def test_nothing_that_is_printed_shows_a_key(database: Database, provider: Providers) -> None:
     loaded = await load(database, provider)
     secret = loaded.audit.active.key
     shown = repr(loaded) + repr(loaded.audit.active) + repr(loaded.payment_tokens.active)
-    shown += repr(await keys.list_keys())
+    shown += repr(await store.keys(database, "cde"))
     assert secret.hex() not in shown
     assert repr(secret)[2:-1] not in shown
     assert "wrapped_key" not in shown
-
-
-# ---- key sets
-
-
-class Recorded:
-    """Stands in for the audit: keeps what was recorded, or fails as it was told to."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, str]] = []
-        self.error: Exception | None = None
-
-    async def __call__(self, *, action: str, subject: str, actor: str, outcome: str) -> None:
-        if self.error is not None:
-            raise self.error
-        self.rows.append((action, subject, actor, outcome))
-
-
-class AwayProvider(LocalProvider):
-    """A provider that answers only when the test lets it."""
-
-    def __init__(self) -> None:
-        self.answer = asyncio.Event()
-
-    async def wrap(self, key: bytes, *, context: str) -> bytes:
-        await self.answer.wait()
-        return key + context.encode()
-
-    async def unwrap(self, wrapped: bytes, *, context: str) -> bytes:
-        await self.answer.wait()
-        return wrapped
-
-
-@pytest.fixture
-def recorded() -> Recorded:
-    return Recorded()
-
-
-@pytest.fixture
-def keys(database: Database, provider: LocalProvider, recorded: Recorded) -> Keys:
-    return Keys(
-        database=database,
-        glam=database,
-        provider=provider,
-        identity_key=bytes(32),
-        record=recorded,
-        clock=CLOCK,
-    )
-
-
-async def import_magtek(keys: Keys, key_set: str = "magtek") -> KeySet:
-    return await keys.import_bdk(key_set=key_set, profile=TDES, bdk=TDES_BDK, actor="uid:0")
-
-
-REFUSED: list[tuple[str, Profile, bytes, int, str]] = [
-    ("", TDES, TDES_BDK, 1024, "key_set"),
-    ("a/b", TDES, TDES_BDK, 1024, "key_set"),
-    ("a" * 65, TDES, TDES_BDK, 1024, "key_set"),
-    ("a\n", TDES, TDES_BDK, 1024, "key_set"),
-    ("a", TDES, TDES_BDK, 7, "counter_window"),
-    ("a", TDES, TDES_BDK, 65_544, "counter_window"),
-    ("a", TDES, TDES_BDK, 1001, "counter_window"),
-    ("a", TDES, TDES_BDK[:15], 1024, "bdk"),
-    ("a", TDES, TDES_BDK + TDES_BDK[:8], 1024, "bdk"),
-    ("a", TDES, bytes(16), 1024, "bdk"),
-    ("a", TDES, TDES_BDK[:8] * 2, 1024, "bdk"),
-    ("a", TDES, bytes([TDES_BDK[0] ^ 1]) + TDES_BDK[1:8] + TDES_BDK[:8], 1024, "bdk"),
-    ("a", AES, AES_BDK[:15], 1024, "bdk"),
-    ("a", AES, AES_BDK + b"\x01", 1024, "bdk"),
-    ("a", AES, bytes(32), 1024, "bdk"),
-]
-
-
-@pytest.mark.parametrize(("name", "profile", "bdk", "window", "field"), REFUSED)
-async def test_a_key_that_is_weak_or_does_not_fit_is_refused_by_field_and_recorded(
-    *, name: str, profile: Profile, bdk: bytes, window: int, field: str, tmp_path: Path
-) -> None:
-    recorded = Recorded()
-    with pytest.raises(InputError) as raised:
-        await unconnected(recorded, tmp_path).import_bdk(
-            key_set=name, profile=profile, bdk=bdk, actor="uid:0", counter_window=window
-        )
-    assert [error.field for error in raised.value.fields] == [field]
-    assert recorded.rows == [("bdk.import", name, "uid:0", "VALIDATION_ERROR")]
-    assert bdk.hex() not in str(raised.value)
-
-
-def unconnected(recorded: Recorded, directory: Path) -> Keys:
-    """Keys that would fail otherwise if they asked the database."""
-    database = Database.__new__(Database)
-    provider = local_provider(directory)
-    return Keys(
-        database=database,
-        glam=database,
-        provider=provider,
-        identity_key=bytes(32),
-        record=recorded,
-        clock=CLOCK,
-    )
-
-
-async def test_a_name_that_is_taken_is_a_conflict_and_the_first_key_stays(
-    keys: Keys, recorded: Recorded
-) -> None:
-    await import_magtek(keys)
-    with pytest.raises(ConflictError) as raised:
-        await keys.import_bdk(key_set="magtek", profile=AES, bdk=AES_BDK, actor="uid:7")
-    assert raised.value.code == "KEY_SET_EXISTS"
-    assert (await keys.key_set("magtek")).kcv == "08D7B4"
-    assert recorded.rows == [
-        ("bdk.import", "magtek", "uid:0", "ok"),
-        ("bdk.import", "magtek", "uid:7", "KEY_SET_EXISTS"),
-    ]
-
-
-async def test_of_two_imports_of_one_name_at_once_one_wins(keys: Keys) -> None:
-    results = await asyncio.gather(*(import_magtek(keys) for _ in range(3)), return_exceptions=True)
-    assert sum(isinstance(result, KeySet) for result in results) == 1
-    assert sum(isinstance(result, ConflictError) for result in results) == 2
-
-
-async def test_a_key_whose_import_cannot_be_recorded_is_not_imported(
-    keys: Keys, recorded: Recorded
-) -> None:
-    recorded.error = UnavailableError("The audit is away.")
-    with pytest.raises(UnavailableError):
-        await import_magtek(keys)
-    assert await keys.list_key_sets() == ()
-    recorded.error = None
-    await import_magtek(keys)
-
-
-async def test_an_unknown_key_set_is_not_found(keys: Keys) -> None:
-    for name in ("nobody", "", "a/b", "\0"):
-        with pytest.raises(NotFoundError) as raised:
-            await keys.initial_key(name, TDES_KSN)
-        assert raised.value.code == "KEY_SET_UNKNOWN"
-        with pytest.raises(NotFoundError):
-            await keys.key_set(name)
-
-
-async def test_a_ksn_of_the_other_scheme_is_refused(keys: Keys) -> None:
-    await import_magtek(keys)
-    with pytest.raises(InputError) as raised:
-        await keys.initial_key("magtek", bytes(12))
-    assert [error.field for error in raised.value.fields] == ["ksn"]
-
-
-async def test_a_provider_that_does_not_answer_is_waited_for_no_longer_than_its_limit(
-    database: Database, keys: Keys, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await import_magtek(keys)
-    away = Keys(
-        database=database,
-        glam=database,
-        provider=AwayProvider(),
-        identity_key=bytes(32),
-        record=recorded,
-        clock=CLOCK,
-    )
-    monkeypatch.setattr(keyrings_module, "PROVIDER_TIMEOUT_S", 0.01)
-    with pytest.raises(UnavailableError, match="does not answer in time"):
-        await away.initial_key("magtek", TDES_KSN)
-    with pytest.raises(UnavailableError):
-        await import_magtek(away, "other")
-    assert recorded.rows[-1] == ("bdk.import", "other", "uid:0", "UNAVAILABLE")
-
-
-async def test_a_bdk_that_was_put_under_another_name_does_not_open(
-    database: Database, keys: Keys
-) -> None:
-    await import_magtek(keys, "one")
-    await import_magtek(keys, "two")
-    await database.execute(
-        "UPDATE cde.key_sets t SET wrapped_bdk = o.wrapped_bdk FROM cde.key_sets o "
-        "WHERE o.key_set = 'one' AND t.key_set = 'two'"
-    )
-    with pytest.raises(CryptoError, match="bdk:two does not open"):
-        await keys.initial_key("two", TDES_KSN)
-
-
-async def test_an_imported_key_gives_its_published_initial_key(
-    keys: Keys, recorded: Recorded
-) -> None:
-    made = await import_magtek(keys)
-    assert made.kcv == "08D7B4"
-    profile, initial_key = await keys.initial_key("magtek", TDES_KSN)
-    assert profile == TDES
-    assert initial_key.hex().upper() == "6AC292FAA1315B4D858AB3A3D7D5933A"
-    assert recorded.rows == [("bdk.import", "magtek", "uid:0", "ok")]
-
-
-async def test_a_key_set_comes_back_as_it_was_imported_and_its_key_stays_wrapped(
-    database: Database, keys: Keys
-) -> None:
-    made = await keys.import_bdk(
-        key_set="aes-1", profile=AES, bdk=AES_BDK, actor="uid:0", counter_window=64
-    )
-    await import_magtek(keys)
-    assert await keys.key_set("aes-1") == made
-    assert [one.key_set for one in await keys.list_key_sets()] == ["aes-1", "magtek"]
-    assert (made.counter_window, made.provider, made.status) == (64, "local", "active")
-    wrapped = await database.fetchval("SELECT string_agg(wrapped_bdk, '') FROM cde.key_sets")
-    assert isinstance(wrapped, bytes)
-    assert AES_BDK not in wrapped
-    assert TDES_BDK not in wrapped
-
-
-async def test_keys_are_listed_with_their_check_values(
-    database: Database, provider: LocalProvider, keys: Keys
-) -> None:
-    loaded = await load(database, provider)
-    listed = await keys.list_keys()
-    assert {(one.keyring, one.version, one.status, one.kcv) for one in listed} == {
-        (ring.name, "v1", "active", ring.active.kcv) for ring in loaded.all()
-    }

@@ -19,7 +19,8 @@ from glamd.credentials.service import PlatformTokens, Renew
 from glamd.db import Connection, Database
 from glamd.errors import ConflictError, InputError, NotFoundError, UnavailableError
 from glamd.keys.keyrings import DataKey, Keyring
-from glamd.keys.local import LocalProvider
+from glamd.keys.providers.interface import Providers
+from glamd.keys.providers.local import LocalProvider
 from tests.support.database_proxy import DatabaseProxy
 from tests.support.keys import local_provider
 from tests.support.platform_vault import (
@@ -49,7 +50,7 @@ def kek(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def provider(kek: Path) -> LocalProvider:
+def provider(kek: Path) -> Providers:
     """The key provider of this module's database."""
     return local_provider(kek)
 
@@ -73,7 +74,7 @@ def clock() -> SettableClock:
 
 @pytest.fixture
 async def keyring(
-    database: Database, provider: LocalProvider, clock: SettableClock
+    database: Database, provider: Providers, clock: SettableClock
 ) -> Keyring[DataKey]:
     """The keyring as it is after the start."""
     return await load_keyring(database, provider, clock)
@@ -96,7 +97,7 @@ Through = tuple[DatabaseProxy, PlatformTokens]
 
 @pytest.fixture
 async def through(
-    database_url: str, provider: LocalProvider, clock: SettableClock
+    database_url: str, provider: Providers, clock: SettableClock
 ) -> AsyncIterator[Through]:
     """A vault with one connection, and the proxy that it goes through."""
     async with DatabaseProxy(database_url) as proxy:
@@ -280,7 +281,7 @@ async def test_a_broken_ciphertext_is_reported_and_the_others_still_answer(
 @pytest.mark.parametrize("gone", ["destroyed", "never there"])
 async def test_a_token_whose_key_is_gone_is_undecryptable_and_holds_up_nobody(
     database_url: str,
-    provider: LocalProvider,
+    provider: Providers,
     clock: SettableClock,
     merchant_id: UUID,
     gone: str,
@@ -325,13 +326,14 @@ async def test_a_provider_that_is_away_is_unavailable_and_never_undecryptable(
 ) -> None:
     local_provider(kek)  # makes the file that both read
     provider = Provider(kek / "kek")
+    providers = Providers(provider)
     here = PlatformTokens(
-        database, keyring=await load_keyring(database, provider, clock), clock=clock
+        database, keyring=await load_keyring(database, providers, clock), clock=clock
     )
     await here.store(new_token(merchant_id, "shopify"), accessor=OWNER)
-    await rotate(database, provider, "v2")
+    await rotate(database, providers, "v2")
     there = PlatformTokens(
-        database, keyring=await load_keyring(database, provider, clock), clock=clock
+        database, keyring=await load_keyring(database, providers, clock), clock=clock
     )
     await there.store(new_token(merchant_id, "magento"), accessor=OWNER)
     before = await rows_of(database, merchant_id), await log_of(database, merchant_id)
@@ -346,7 +348,7 @@ async def test_a_provider_that_is_away_is_unavailable_and_never_undecryptable(
 
 
 async def test_tokens_under_older_key_versions_stay_readable(
-    database: Database, provider: LocalProvider, clock: SettableClock, merchant_id: UUID
+    database: Database, provider: Providers, clock: SettableClock, merchant_id: UUID
 ) -> None:
     for number, platform in enumerate(PLATFORMS, start=1):
         if number > 1:
@@ -699,7 +701,7 @@ async def test_a_renewal_that_takes_too_long_does_not_hold_the_read(
 
 async def test_a_token_that_another_node_seals_anew_under_a_new_key_meanwhile_is_read(
     database: Database,
-    provider: LocalProvider,
+    provider: Providers,
     keyring: Keyring[DataKey],
     clock: SettableClock,
     vault: PlatformTokens,

@@ -83,6 +83,7 @@ def spend(counter_id: int, *, counter: int = 1, version: int = 0) -> Spend:
                 exp_year=2030,
                 fingerprint=bytes(32),
                 ciphertext=b"sealed",
+                sensitive_ciphertext=None,
                 key_version="v1",
             ),
         ),

@@ -32,7 +32,8 @@ from glamd.errors import ConflictError, FieldError, ForbiddenError, NotFoundErro
 from glamd.events.consumer import Consumers
 from glamd.events.dead_letters import DeadLetters
 from glamd.events.relay import Relay
-from glamd.keys.store import KeySet, KeyVersion
+from glamd.keys.key_sets.store import KeySet
+from glamd.keys.store import KeyVersion
 from glamd.ledger.importing.service import CreditImporter
 from glamd.ledger.service import Ledger
 from glamd.merchants.store import Merchant
@@ -196,17 +197,21 @@ class FakeKeys:
         profile: Profile,
         bdk: bytes,
         actor: str,
+        reader: str = "generic",
         counter_window: int = 1024,
     ) -> KeySet:
         """Keep it."""
         made = KeySet(
             key_set=key_set,
             profile=profile,
+            reader=reader,
             counter_window=counter_window,
             kcv="08D7B4",
             provider="local",
+            hsm_label=None,
             status="active",
             created_at=NOW,
+            retired_at=None,
         )
         self.key_sets[key_set] = made
         self.bdks[key_set] = bdk

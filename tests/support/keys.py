@@ -5,14 +5,15 @@ from pathlib import Path
 from glamd.clock import Clock
 from glamd.db import Database
 from glamd.keys.keyrings import Keyrings
-from glamd.keys.local import LocalProvider, create_kek_file
+from glamd.keys.providers.interface import Providers
+from glamd.keys.providers.local import LocalProvider, create_kek_file
 
 
-def local_provider(directory: Path) -> LocalProvider:
+def local_provider(directory: Path) -> Providers:
     """The provider of a KEK file in this directory, made when it is not there."""
     path = directory / "kek"
     create_kek_file(path)
-    return LocalProvider(path)
+    return Providers(LocalProvider(path))
 
 
 async def load_keyrings(database: Database, directory: Path, clock: Clock) -> Keyrings:

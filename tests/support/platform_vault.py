@@ -12,7 +12,7 @@ from glamd.crypto import kcv
 from glamd.db import Database, Row
 from glamd.keys import keyrings
 from glamd.keys.keyrings import DataKey, Keyring
-from glamd.keys.local import LocalProvider
+from glamd.keys.providers.interface import Providers
 
 NOW = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 CANARY = "shpat_canary_0d1f2e3c4b5a69788796a5b4c3d2e1f0"
@@ -49,19 +49,17 @@ def refreshable(merchant_id: UUID, platform: Platform = "shopify", **changes: An
     return new_token(merchant_id, platform, secret=secret, **changes)
 
 
-async def load_keyring(
-    database: Database, provider: LocalProvider, clock: Clock
-) -> Keyring[DataKey]:
+async def load_keyring(database: Database, provider: Providers, clock: Clock) -> Keyring[DataKey]:
     """The keyring of platform tokens as a node has it after its start."""
-    keyring = keyrings.platform_tokens(database=database, provider=provider)
+    keyring = keyrings.platform_tokens(database=database, providers=provider)
     await keyring.load(clock, "v1")
     return keyring
 
 
-async def rotate(database: Database, provider: LocalProvider, version: str) -> None:
+async def rotate(database: Database, provider: Providers, version: str) -> None:
     """Make `version` the active one, as another node would: nobody's memory learns of it."""
     key = os.urandom(keyrings.KEY_BYTES)
-    wrapped = await provider.wrap(key, context=f"{keyrings.PLATFORM_TOKENS}:{version}")
+    wrapped = await provider.current.wrap(key, context=f"{keyrings.PLATFORM_TOKENS}:{version}")
     await database.execute(
         "UPDATE glam.encryption_keys SET status = 'decrypt-only' WHERE status = 'active'"
     )

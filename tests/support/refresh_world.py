@@ -61,7 +61,7 @@ class World:
         database = await Database.connect(url, pool_size=4)
         for table in ("platform_tokens", "token_access_log", "encryption_keys"):
             await database.execute(f"DELETE FROM glam.{table}")
-        keyring = platform_tokens(database=database, provider=local_provider(directory))
+        keyring = platform_tokens(database=database, providers=local_provider(directory))
         world = cls(database, url, keyring, directory)
         await keyring.load(world.clock, "v1")
         async with world.platform:
@@ -91,7 +91,7 @@ class World:
     ) -> AsyncIterator[Refresher]:
         """A node with a pool of its own, whose job runs until the end; it must not end before."""
         database = await Database.connect(url or self.url, pool_size=4, statement_timeout_s=2.0)
-        keyring = platform_tokens(database=database, provider=local_provider(self.directory))
+        keyring = platform_tokens(database=database, providers=local_provider(self.directory))
         await keyring.reload()
         refresher = Refresher(
             database,
@@ -218,7 +218,9 @@ class World:
     async def rotate(self, *, destroy_first: bool = False) -> None:
         """Another node has made the key version v2, and maybe erased v1."""
         key = bytes(range(32))
-        wrapped = await local_provider(self.directory).wrap(key, context="platform-tokens:v2")
+        wrapped = await local_provider(self.directory).current.wrap(
+            key, context="platform-tokens:v2"
+        )
         await self.database.execute(
             "UPDATE glam.encryption_keys SET status = $1, wrapped_key = CASE $1 WHEN 'destroyed'"
             " THEN NULL ELSE wrapped_key END WHERE version = 'v1'",

@@ -15,7 +15,7 @@ from bench.harness import PROGRAMS
 from glamd.admin.minting import Mint
 from glamd.clock import SystemClock
 from glamd.embedded.certificates import DevelopmentCertificates
-from glamd.keys.local import create_kek_file
+from glamd.keys.providers.local import create_kek_file
 
 TIMEOUT_S = 30.0
 LOOPBACK = "127.0.0.1"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from glamd.keys.ceremony import key_check_value
+from glamd.keys.key_sets.ceremony import key_check_value
 from tests.support.admin_world import AdminWorld, make_device
 
 GLAMCTL = Path(sys.executable).with_name("glamctl")

@@ -22,7 +22,7 @@ from glamd.db import Database
 from glamd.errors import UnavailableError
 from glamd.events.bus import Bus
 from glamd.events.relay import Relay
-from glamd.keys.service import Keys
+from glamd.keys.key_sets.service import Keys
 from glamd.payments.counter import CounterWindow
 from glamd.payments.model import IssuedToken, SealedCard, Spend
 from glamd.payments.tokens import Tokens
@@ -104,7 +104,7 @@ async def world(database: Database, clock: SettableClock, tmp_path: Path) -> Wor
     keys = Keys(
         database=database,
         glam=database,
-        provider=local_provider(tmp_path),
+        providers=local_provider(tmp_path),
         identity_key=bytes(32),
         record=nothing_recorded,
         clock=clock,
@@ -335,6 +335,7 @@ async def issue(world: World, device_id: str) -> str:
         exp_year=2030,
         fingerprint=bytes(32),
         ciphertext=b"sealed",
+        sensitive_ciphertext=None,
         key_version="v1",
     )
     issued = IssuedToken(

@@ -28,6 +28,7 @@ from glamd.crypto.dukpt import Dukpt, Profile
 from glamd.db import Connection, Database, Row
 from glamd.errors import CryptoError, UnavailableError
 from glamd.journal import Journal
+from glamd.keys.key_sets.service import DeviceKey
 from glamd.payments import cipher
 from glamd.payments.counter import CounterWindow
 from glamd.payments.model import IDEMPOTENCY_TTL, Spend
@@ -145,7 +146,7 @@ class Provider:
         self.fails: Exception | None = None
         self.hangs = False
 
-    async def initial_key(self, key_set: str, ksn: bytes) -> tuple[Profile, bytes]:
+    async def initial_key(self, key_set: str, ksn: bytes) -> DeviceKey:
         """The key of `KSN`."""
         assert (key_set, ksn) == ("set", KSN)
         self.asked += 1
@@ -153,7 +154,7 @@ class Provider:
             await asyncio.Event().wait()
         if self.fails is not None:
             raise self.fails
-        return PROFILE, dukpt.initial_key("aes-dukpt", BDK, ksn)
+        return DeviceKey(PROFILE, "generic", dukpt.initial_key("aes-dukpt", BDK, ksn))
 
 
 class Stage:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from glamd.crypto import dukpt
 from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT
 from glamd.errors import InputError
-from glamd.keys import ceremony
+from glamd.keys.key_sets import ceremony
 
 TDES_BDK = bytes.fromhex("0123456789ABCDEFFEDCBA9876543210")
 FIRST = bytes.fromhex("1C587F1CD8F5E3B92A4D6E0851AB91C7")

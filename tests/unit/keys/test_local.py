@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glamd.errors import ConfigError, CryptoError
-from glamd.keys.local import SETTING, LocalProvider, create_kek_file
+from glamd.keys.providers.local import SETTING, LocalProvider, create_kek_file
 
 KEK = bytes(range(32))
 KEY = b"\xa5" * 32

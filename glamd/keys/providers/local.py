@@ -12,8 +12,12 @@ import secrets
 import stat
 from pathlib import Path
 
+from typing_extensions import override
+
 from glamd.crypto import aead
 from glamd.errors import ConfigError, CryptoError, FieldError, UnavailableError
+from glamd.keys.providers.in_memory import BdksInMemory
+from glamd.keys.providers.interface import ProviderName
 
 KEK_BYTES = 32
 KEK_FILE_LIMIT_BYTES = 128
@@ -30,10 +34,14 @@ _CONTEXT = b"glamd key "
 _CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
 
 
-class LocalProvider:
+class LocalProvider(BdksInMemory):
     """Wraps keys with AES-256-GCM under the KEK of a file, each bound to its own name."""
 
-    name = "local"
+    @property
+    @override
+    def name(self) -> ProviderName:
+        """`local`."""
+        return "local"
 
     def __init__(self, kek_file: Path) -> None:
         """Read the KEK: 64 hexadecimal characters or 32 raw bytes.
@@ -44,10 +52,12 @@ class LocalProvider:
         """
         self._sealer = aead.Sealer(_read_kek(kek_file))
 
+    @override
     async def wrap(self, key: bytes, *, context: str) -> bytes:
         """Seal a key; only the same `context`, the key's name, opens it again."""
         return FORMAT + self._sealer.seal(key, associated_data=_CONTEXT + context.encode())
 
+    @override
     async def unwrap(self, wrapped: bytes, *, context: str) -> bytes:
         """The key that was wrapped under this context; CryptoError for any other or another KEK."""
         if not wrapped.startswith(FORMAT):
@@ -61,6 +71,11 @@ class LocalProvider:
             raise CryptoError(msg) from None
         return bytes(clear)
 
+    @override
+    async def close(self) -> None:
+        """There is nothing to let go of."""
+
+    @override
     async def health(self) -> None:
         """Return when keys can be wrapped and unwrapped; UnavailableError otherwise."""
         probe = secrets.token_bytes(KEK_BYTES)

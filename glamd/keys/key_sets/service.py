@@ -7,20 +7,20 @@ DUKPT of a transaction do not live here.
 
 import hmac
 import re
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 from prometheus_client import Counter
 
 from glamd.clock import Clock
-from glamd.crypto import dukpt
 from glamd.crypto.dukpt import TDES_DUKPT, Profile
 from glamd.db import Database
 from glamd.errors import ConflictError, FieldError, GlamError, NotFoundError
-from glamd.keys import ceremony, store
-from glamd.keys.keyrings import unwrap, wrap
-from glamd.keys.local import LocalProvider
-from glamd.keys.store import KeySet, KeyVersion, StoredKeySet
+from glamd.keys import store as key_store
+from glamd.keys.key_sets import ceremony, store
+from glamd.keys.key_sets.store import KeySet, StoredKeySet
+from glamd.keys.providers.interface import KeptBdk, Providers, within
+from glamd.keys.store import KeyVersion
 
 COUNTER_WINDOW: Final = 1024
 """How many counters behind the highest one may still come, when nothing else is said."""
@@ -28,11 +28,28 @@ COUNTER_WINDOW: Final = 1024
 COUNTER_WINDOW_MIN: Final = 8
 COUNTER_WINDOW_MAX: Final = 65_536
 
+GENERIC_READER: Final = "generic"
+"""A reader that puts nothing around its ciphertext."""
+
 log = structlog.get_logger()
 
 _KEY_SET_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 _OPERATIONS = Counter("glamd_keys_operations_total", "Operations on keys.", ["action", "outcome"])
+
+
+class DeviceKey(NamedTuple):
+    """A device's initial key (TDES 16 bytes; AES as long as its BDK), and how the device encrypts.
+
+    It shows itself without the key.
+    """
+
+    profile: Profile
+    reader: str
+    key: bytes
+
+    def __repr__(self) -> str:
+        return f"<DeviceKey of {self.profile.scheme}, masked>"
 
 
 class Record(Protocol):
@@ -50,7 +67,7 @@ class Keys:
         *,
         database: Database,
         glam: Database,
-        provider: LocalProvider,
+        providers: Providers,
         identity_key: bytes,
         record: Record,
         clock: Clock,
@@ -62,7 +79,7 @@ class Keys:
         self._glam = glam
         self._identity_key = identity_key
         self._database = database
-        self._provider = provider
+        self._providers = providers
         self._record = record
         self._clock = clock
 
@@ -73,6 +90,7 @@ class Keys:
         profile: Profile,
         bdk: bytes,
         actor: str,
+        reader: str = GENERIC_READER,
         counter_window: int = COUNTER_WINDOW,
     ) -> KeySet:
         """Wrap a BDK (TDES 16 bytes; AES 16, 24 or 32) and keep it under a name of its own.
@@ -82,17 +100,24 @@ class Keys:
         """
         try:
             _check(key_set, profile, bdk, counter_window)
-            wrapped = await wrap(self._provider, bdk, context=_context(key_set))
+            provider = self._providers.current
+            kept = await within(
+                provider,
+                provider.keep_bdk(bdk, scheme=profile.scheme, context=_context(key_set)),
+            )
             made = KeySet(
                 key_set=key_set,
                 profile=profile,
+                reader=reader,
                 counter_window=counter_window,
                 kcv=ceremony.key_check_value(bdk, profile.scheme),
-                provider=self._provider.name,
+                provider=provider.name,
+                hsm_label=kept.hsm_label,
                 status="active",
                 created_at=self._clock.now(),
+                retired_at=None,
             )
-            await self._add(made, wrapped, actor)
+            await self._add(made, kept, actor)
         except GlamError as refused:
             await self.refused_import(key_set=key_set, actor=actor, code=refused.code)
             raise
@@ -103,11 +128,11 @@ class Keys:
         """Record an import that did not get as far as a key, such as a ceremony gone wrong."""
         await self._write_down("bdk.import", key_set, actor, code)
 
-    async def _add(self, made: KeySet, wrapped: bytes, actor: str) -> None:
+    async def _add(self, made: KeySet, bdk: KeptBdk, actor: str) -> None:
         # The row is recorded before the key set is committed: should the process die in between,
         # the audit names a key that is not there, and never the other way round.
         async with self._database.transaction() as connection:
-            if not await store.add_key_set(connection, made, wrapped):
+            if not await store.add_key_set(connection, made, bdk):
                 raise ConflictError(
                     "There is a key set of this name already.",
                     code="KEY_SET_EXISTS",
@@ -121,8 +146,8 @@ class Keys:
 
     async def list_keys(self) -> tuple[KeyVersion, ...]:
         """Every version of every keyring, destroyed ones too; keys stay wrapped."""
-        card_data = await store.keys(self._database, "cde")
-        return (*card_data, *await store.keys(self._glam, "glam"))
+        card_data = await key_store.keys(self._database, "cde")
+        return (*card_data, *await key_store.keys(self._glam, "glam"))
 
     async def list_key_sets(self) -> tuple[KeySet, ...]:
         """Every key set, by name."""
@@ -132,17 +157,22 @@ class Keys:
         """One key set; NotFoundError KEY_SET_UNKNOWN."""
         return (await self._stored(name)).key_set
 
-    async def initial_key(self, key_set: str, ksn: bytes) -> tuple[Profile, bytes]:
-        """The profile and the initial key of the device with this KSN (TDES 10 bytes, AES 12).
+    async def initial_key(self, key_set: str, ksn: bytes) -> DeviceKey:
+        """The initial key of the device with this KSN (TDES 10 bytes, AES 12), and how it encrypts.
 
-        The BDK is in the clear for as long as this takes. NotFoundError KEY_SET_UNKNOWN; InputError
-        for a KSN of the wrong length; CryptoError when the BDK does not unwrap; UnavailableError
-        when the database or the provider is away.
+        NotFoundError KEY_SET_UNKNOWN; InputError for a KSN of the wrong length; CryptoError when
+        the BDK does not unwrap; UnavailableError when the database or the provider is away.
         """
         stored = await self._stored(key_set)
-        profile = stored.key_set.profile
-        bdk = await unwrap(self._provider, stored.wrapped_bdk, context=_context(key_set))
-        return profile, dukpt.initial_key(profile.scheme, bdk, ksn)
+        found = stored.key_set
+        provider = self._providers.by_name(found.provider)
+        key = await within(
+            provider,
+            provider.initial_key(
+                stored.bdk, scheme=found.profile.scheme, ksn=ksn, context=_context(key_set)
+            ),
+        )
+        return DeviceKey(found.profile, found.reader, key)
 
     def identity_of(self, initial_key: bytes) -> bytes:
         """A keyed hash (32 bytes) by which an initial key is known again and nothing else."""

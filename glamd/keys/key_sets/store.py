@@ -1,0 +1,119 @@
+"""The rows of key sets (`cde.key_sets`): a base derivation key each. SQL in, rows out.
+
+What is wrapped stays wrapped in here; deriving from it is for `service` and the key providers.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal, cast
+
+from glamd.crypto.dukpt import Profile
+from glamd.db import Connection, Database, Row
+from glamd.keys.providers.interface import KeptBdk
+
+KeySetStatus = Literal["active", "retired"]
+
+KEY_SETS_LIMIT: Final = 10_000
+"""Key sets read at once; far more than anybody has."""
+
+_KEY_SET_COLUMNS: Final = """
+SELECT key_set, scheme, data_usage, key_type, padding, mac, counter_window,
+       reader, wrapped_bdk, hsm_label, provider, kcv, status, created_at, retired_at
+FROM cde.key_sets
+"""
+_KEY_SET: Final = _KEY_SET_COLUMNS + "WHERE key_set = $1"
+_KEY_SETS: Final = _KEY_SET_COLUMNS + "ORDER BY key_set LIMIT $1"
+
+_ADD_KEY_SET: Final = """
+INSERT INTO cde.key_sets
+    (key_set, scheme, data_usage, key_type, padding, mac, counter_window,
+     reader, wrapped_bdk, hsm_label, provider, kcv, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+ON CONFLICT (key_set) DO NOTHING
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySet:
+    """A base derivation key by its id: how its devices encrypt, never the key in the clear.
+
+    `reader` names what its readers put around the ciphertext; `hsm_label` the object that the key
+    is inside an HSM.
+    """
+
+    key_set: str
+    profile: Profile
+    reader: str
+    counter_window: int
+    kcv: str
+    provider: str
+    hsm_label: str | None
+    status: KeySetStatus
+    created_at: datetime
+    retired_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKeySet:
+    """A key set with its key as its provider keeps it."""
+
+    key_set: KeySet
+    bdk: KeptBdk = field(repr=False)
+
+
+async def key_set(database: Database, name: str) -> StoredKeySet | None:
+    """A key set, or None."""
+    row = await database.fetchrow(_KEY_SET, name)
+    return None if row is None else _key_set(row)
+
+
+async def key_sets(database: Database) -> tuple[KeySet, ...]:
+    """All key sets by name."""
+    rows = await database.fetch(_KEY_SETS, KEY_SETS_LIMIT)
+    return tuple(_key_set(row).key_set for row in rows)
+
+
+async def add_key_set(connection: Connection, made: KeySet, bdk: KeptBdk) -> bool:
+    """Insert a key set; False when there is one of this name."""
+    profile = made.profile
+    tag = await connection.execute(
+        _ADD_KEY_SET,
+        made.key_set,
+        profile.scheme,
+        profile.data_usage,
+        profile.key_type,
+        profile.padding,
+        profile.mac,
+        made.counter_window,
+        made.reader,
+        bdk.wrapped,
+        bdk.hsm_label,
+        made.provider,
+        made.kcv,
+        made.created_at,
+    )
+    return tag == "INSERT 0 1"
+
+
+def _key_set(row: Row) -> StoredKeySet:
+    return StoredKeySet(
+        KeySet(
+            key_set=row["key_set"],
+            profile=Profile(
+                scheme=row["scheme"],
+                data_usage=row["data_usage"],
+                key_type=row["key_type"],
+                padding=row["padding"],
+                mac=row["mac"],
+            ),
+            counter_window=row["counter_window"],
+            kcv=row["kcv"],
+            reader=row["reader"],
+            provider=row["provider"],
+            hsm_label=row["hsm_label"],
+            status=cast("KeySetStatus", row["status"]),
+            created_at=row["created_at"],
+            retired_at=row["retired_at"],
+        ),
+        KeptBdk(wrapped=row["wrapped_bdk"], hsm_label=row["hsm_label"]),
+    )

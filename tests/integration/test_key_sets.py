@@ -1,0 +1,266 @@
+"""Key sets against a real PostgreSQL: imports that fail, and what is derived from those that do not."""
+
+import asyncio
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT, Profile
+from glamd.db import Database
+from glamd.errors import (
+    ConflictError,
+    CryptoError,
+    InputError,
+    NotFoundError,
+    UnavailableError,
+)
+from glamd.keys.key_sets.service import Keys
+from glamd.keys.key_sets.store import KeySet
+from glamd.keys.keyrings import Keyrings
+from glamd.keys.providers import interface
+from glamd.keys.providers.interface import Providers
+from glamd.keys.providers.local import LocalProvider
+from tests.support.keys import local_provider
+from tests.support.settable_clock import SettableClock
+
+TDES = Profile(scheme=TDES_DUKPT)
+AES = Profile(scheme=AES_DUKPT, data_usage="both", padding="pkcs7", mac="required")
+TDES_BDK = bytes.fromhex("0123456789ABCDEFFEDCBA9876543210")
+AES_BDK = bytes.fromhex("FEDCBA9876543210F1F1F1F1F1F1F1F1")
+TDES_KSN = bytes.fromhex("FFFF9876543210E00007")
+CLOCK = SettableClock()
+
+
+@pytest.fixture
+async def database_url(module_database_url: str) -> str:
+    """One database for all tests here, emptied before each: much cheaper than one each."""
+    connection = await asyncpg.connect(module_database_url)
+    await connection.execute("DELETE FROM cde.encryption_keys; DELETE FROM cde.key_sets")
+    await connection.close()
+    return module_database_url
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Providers:
+    return local_provider(tmp_path)
+
+
+async def load(database: Database, provider: Providers, first: str = "v1") -> Keyrings:
+    return await Keyrings.load(database, provider, CLOCK, first)
+
+
+# ---- key sets
+
+
+class Recorded:
+    """Stands in for the audit: keeps what was recorded, or fails as it was told to."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, str, str]] = []
+        self.error: Exception | None = None
+
+    async def __call__(self, *, action: str, subject: str, actor: str, outcome: str) -> None:
+        if self.error is not None:
+            raise self.error
+        self.rows.append((action, subject, actor, outcome))
+
+
+class AwayProvider(LocalProvider):
+    """A provider that answers only when the test lets it."""
+
+    def __init__(self) -> None:
+        self.answer = asyncio.Event()
+
+    async def wrap(self, key: bytes, *, context: str) -> bytes:
+        await self.answer.wait()
+        return key + context.encode()
+
+    async def unwrap(self, wrapped: bytes, *, context: str) -> bytes:
+        await self.answer.wait()
+        return wrapped
+
+
+@pytest.fixture
+def recorded() -> Recorded:
+    return Recorded()
+
+
+@pytest.fixture
+def keys(database: Database, provider: Providers, recorded: Recorded) -> Keys:
+    return Keys(
+        database=database,
+        glam=database,
+        providers=provider,
+        identity_key=bytes(32),
+        record=recorded,
+        clock=CLOCK,
+    )
+
+
+async def import_magtek(keys: Keys, key_set: str = "magtek") -> KeySet:
+    return await keys.import_bdk(key_set=key_set, profile=TDES, bdk=TDES_BDK, actor="uid:0")
+
+
+REFUSED: list[tuple[str, Profile, bytes, int, str]] = [
+    ("", TDES, TDES_BDK, 1024, "key_set"),
+    ("a/b", TDES, TDES_BDK, 1024, "key_set"),
+    ("a" * 65, TDES, TDES_BDK, 1024, "key_set"),
+    ("a\n", TDES, TDES_BDK, 1024, "key_set"),
+    ("a", TDES, TDES_BDK, 7, "counter_window"),
+    ("a", TDES, TDES_BDK, 65_544, "counter_window"),
+    ("a", TDES, TDES_BDK, 1001, "counter_window"),
+    ("a", TDES, TDES_BDK[:15], 1024, "bdk"),
+    ("a", TDES, TDES_BDK + TDES_BDK[:8], 1024, "bdk"),
+    ("a", TDES, bytes(16), 1024, "bdk"),
+    ("a", TDES, TDES_BDK[:8] * 2, 1024, "bdk"),
+    ("a", TDES, bytes([TDES_BDK[0] ^ 1]) + TDES_BDK[1:8] + TDES_BDK[:8], 1024, "bdk"),
+    ("a", AES, AES_BDK[:15], 1024, "bdk"),
+    ("a", AES, AES_BDK + b"\x01", 1024, "bdk"),
+    ("a", AES, bytes(32), 1024, "bdk"),
+]
+
+
+@pytest.mark.parametrize(("name", "profile", "bdk", "window", "field"), REFUSED)
+async def test_a_key_that_is_weak_or_does_not_fit_is_refused_by_field_and_recorded(
+    *, name: str, profile: Profile, bdk: bytes, window: int, field: str, tmp_path: Path
+) -> None:
+    recorded = Recorded()
+    with pytest.raises(InputError) as raised:
+        await unconnected(recorded, tmp_path).import_bdk(
+            key_set=name, profile=profile, bdk=bdk, actor="uid:0", counter_window=window
+        )
+    assert [error.field for error in raised.value.fields] == [field]
+    assert recorded.rows == [("bdk.import", name, "uid:0", "VALIDATION_ERROR")]
+    assert bdk.hex() not in str(raised.value)
+
+
+def unconnected(recorded: Recorded, directory: Path) -> Keys:
+    """Keys that would fail otherwise if they asked the database."""
+    database = Database.__new__(Database)
+    provider = local_provider(directory)
+    return Keys(
+        database=database,
+        glam=database,
+        providers=provider,
+        identity_key=bytes(32),
+        record=recorded,
+        clock=CLOCK,
+    )
+
+
+async def test_a_name_that_is_taken_is_a_conflict_and_the_first_key_stays(
+    keys: Keys, recorded: Recorded
+) -> None:
+    await import_magtek(keys)
+    with pytest.raises(ConflictError) as raised:
+        await keys.import_bdk(key_set="magtek", profile=AES, bdk=AES_BDK, actor="uid:7")
+    assert raised.value.code == "KEY_SET_EXISTS"
+    assert (await keys.key_set("magtek")).kcv == "08D7B4"
+    assert recorded.rows == [
+        ("bdk.import", "magtek", "uid:0", "ok"),
+        ("bdk.import", "magtek", "uid:7", "KEY_SET_EXISTS"),
+    ]
+
+
+async def test_of_two_imports_of_one_name_at_once_one_wins(keys: Keys) -> None:
+    results = await asyncio.gather(*(import_magtek(keys) for _ in range(3)), return_exceptions=True)
+    assert sum(isinstance(result, KeySet) for result in results) == 1
+    assert sum(isinstance(result, ConflictError) for result in results) == 2
+
+
+async def test_a_key_whose_import_cannot_be_recorded_is_not_imported(
+    keys: Keys, recorded: Recorded
+) -> None:
+    recorded.error = UnavailableError("The audit is away.")
+    with pytest.raises(UnavailableError):
+        await import_magtek(keys)
+    assert await keys.list_key_sets() == ()
+    recorded.error = None
+    await import_magtek(keys)
+
+
+async def test_an_unknown_key_set_is_not_found(keys: Keys) -> None:
+    for name in ("nobody", "", "a/b", "\0"):
+        with pytest.raises(NotFoundError) as raised:
+            await keys.initial_key(name, TDES_KSN)
+        assert raised.value.code == "KEY_SET_UNKNOWN"
+        with pytest.raises(NotFoundError):
+            await keys.key_set(name)
+
+
+async def test_a_ksn_of_the_other_scheme_is_refused(keys: Keys) -> None:
+    await import_magtek(keys)
+    with pytest.raises(InputError) as raised:
+        await keys.initial_key("magtek", bytes(12))
+    assert [error.field for error in raised.value.fields] == ["ksn"]
+
+
+async def test_a_provider_that_does_not_answer_is_waited_for_no_longer_than_its_limit(
+    database: Database, keys: Keys, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await import_magtek(keys)
+    away = Keys(
+        database=database,
+        glam=database,
+        providers=Providers(AwayProvider()),
+        identity_key=bytes(32),
+        record=recorded,
+        clock=CLOCK,
+    )
+    monkeypatch.setattr(interface, "TIMEOUT_S", 0.01)
+    with pytest.raises(UnavailableError, match="does not answer in time"):
+        await away.initial_key("magtek", TDES_KSN)
+    with pytest.raises(UnavailableError):
+        await import_magtek(away, "other")
+    assert recorded.rows[-1] == ("bdk.import", "other", "uid:0", "UNAVAILABLE")
+
+
+async def test_a_bdk_that_was_put_under_another_name_does_not_open(
+    database: Database, keys: Keys
+) -> None:
+    await import_magtek(keys, "one")
+    await import_magtek(keys, "two")
+    await database.execute(
+        "UPDATE cde.key_sets t SET wrapped_bdk = o.wrapped_bdk FROM cde.key_sets o "
+        "WHERE o.key_set = 'one' AND t.key_set = 'two'"
+    )
+    with pytest.raises(CryptoError, match="bdk:two does not open"):
+        await keys.initial_key("two", TDES_KSN)
+
+
+async def test_an_imported_key_gives_its_published_initial_key(
+    keys: Keys, recorded: Recorded
+) -> None:
+    made = await import_magtek(keys)
+    assert made.kcv == "08D7B4"
+    profile, _, initial_key = await keys.initial_key("magtek", TDES_KSN)
+    assert profile == TDES
+    assert initial_key.hex().upper() == "6AC292FAA1315B4D858AB3A3D7D5933A"
+    assert recorded.rows == [("bdk.import", "magtek", "uid:0", "ok")]
+
+
+async def test_a_key_set_comes_back_as_it_was_imported_and_its_key_stays_wrapped(
+    database: Database, keys: Keys
+) -> None:
+    made = await keys.import_bdk(
+        key_set="aes-1", profile=AES, bdk=AES_BDK, actor="uid:0", counter_window=64
+    )
+    await import_magtek(keys)
+    assert await keys.key_set("aes-1") == made
+    assert [one.key_set for one in await keys.list_key_sets()] == ["aes-1", "magtek"]
+    assert (made.counter_window, made.provider, made.status) == (64, "local", "active")
+    wrapped = await database.fetchval("SELECT string_agg(wrapped_bdk, '') FROM cde.key_sets")
+    assert isinstance(wrapped, bytes)
+    assert AES_BDK not in wrapped
+    assert TDES_BDK not in wrapped
+
+
+async def test_keys_are_listed_with_their_check_values(
+    database: Database, provider: Providers, keys: Keys
+) -> None:
+    loaded = await load(database, provider)
+    listed = await keys.list_keys()
+    assert {(one.keyring, one.version, one.status, one.kcv) for one in listed} == {
+        (ring.name, "v1", "active", ring.active.kcv) for ring in loaded.all()
+    }

@@ -1,4 +1,4 @@
-"""Key sets against a real PostgreSQL: imports that fail, and what is derived from those that do not."""
+"""Key sets against a real PostgreSQL: imports that fail, and initial keys of those that do not."""
 
 import asyncio
 from pathlib import Path

@@ -7,10 +7,9 @@ DUKPT of a transaction do not live here.
 
 import hmac
 import re
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import structlog
-from prometheus_client import Counter
 
 from glamd.clock import Clock
 from glamd.crypto.dukpt import TDES_DUKPT, Profile
@@ -19,6 +18,7 @@ from glamd.errors import ConflictError, FieldError, GlamError, NotFoundError
 from glamd.keys import store as key_store
 from glamd.keys.key_sets import ceremony, store
 from glamd.keys.key_sets.store import KeySet, StoredKeySet
+from glamd.keys.operations import Operations, Record
 from glamd.keys.providers.interface import KeptBdk, Providers, within
 from glamd.keys.store import KeyVersion
 
@@ -35,8 +35,6 @@ log = structlog.get_logger()
 
 _KEY_SET_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
-_OPERATIONS = Counter("glamd_keys_operations_total", "Operations on keys.", ["action", "outcome"])
-
 
 class DeviceKey(NamedTuple):
     """A device's initial key (TDES 16 bytes; AES as long as its BDK), and how the device encrypts.
@@ -50,13 +48,6 @@ class DeviceKey(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<DeviceKey of {self.profile.scheme}, masked>"
-
-
-class Record(Protocol):
-    """Writes an audit row; it returns when the row is committed and raises when it is not."""
-
-    async def __call__(self, *, action: str, subject: str, actor: str, outcome: str) -> None:
-        """`outcome` is "ok" or an error's code."""
 
 
 class Keys:
@@ -80,7 +71,7 @@ class Keys:
         self._identity_key = identity_key
         self._database = database
         self._providers = providers
-        self._record = record
+        self._operations = Operations(record)
         self._clock = clock
 
     async def import_bdk(
@@ -141,8 +132,7 @@ class Keys:
             await self._write_down("bdk.import", made.key_set, actor, "ok")
 
     async def _write_down(self, action: str, subject: str, actor: str, outcome: str) -> None:
-        _OPERATIONS.labels(action, outcome).inc()
-        await self._record(action=action, subject=subject, actor=actor, outcome=outcome)
+        await self._operations.write_down(action, subject=subject, actor=actor, outcome=outcome)
 
     async def list_keys(self) -> tuple[KeyVersion, ...]:
         """Every version of every keyring, destroyed ones too; keys stay wrapped."""

@@ -2,8 +2,8 @@
 
 Reading the file, the environment and secrets is `glamd.config_sources`', the kinds of values are
 `glamd.config_types`', telling mistakes is `glamd.config_mistakes`', the sections of shop platforms
-stand in `glamd.config_shops`, those of money and events in `glamd.config_money`; opening the files
-that a setting names belongs to who uses them.
+stand in `glamd.config_shops`, those of money and events in `glamd.config_money`, those of keys and
+card data in `glamd.config_vault`; opening the files that a setting names belongs to who uses them.
 Units are the last part of a name. A rule that spans several keys stands at the last of them, so
 that it is told together with every other mistake and not only when all others are mended.
 """
@@ -48,6 +48,7 @@ from glamd.config_types import (
     split,
     to_level,
 )
+from glamd.config_vault import Audit, Keys, Payments
 from glamd.errors import FieldError
 from glamd.payments.model import DecryptField
 
@@ -57,11 +58,24 @@ MIN_HS256_SECRET_BYTES = 32
 EVERY_INTERFACE = "0.0.0.0"  # noqa: S104  terminals and workers come from outside, with certificates
 
 
+def _owner_of_cde(before: dict[str, SecretStr]) -> SecretStr:
+    """Migrations of card data: as the owner of all where both schemas are on one server."""
+    together = before["cde_url"] == before["url"]
+    return before["owner_url"] if together else before["cde_url"]
+
+
 class Database(Section):
-    """PostgreSQL: one server for both schemas, or the card data in a server of its own."""
+    """PostgreSQL: one server for both schemas, or the card data in a server of its own.
+
+    The owner's URLs are for migrations: the daemon's own login should own nothing. `role` is what
+    the daemon becomes once it is connected.
+    """
 
     url: PostgresUrl
     cde_url: PostgresUrl = Field(default_factory=lambda before: before["url"])
+    owner_url: PostgresUrl = Field(default_factory=lambda before: before["url"])
+    cde_owner_url: PostgresUrl = Field(default_factory=_owner_of_cde)
+    role: Name | None = None
     pool_size: int = Field(default=8, ge=1, le=200)
     statement_timeout_s: Seconds = 10.0
     connect_timeout_s: Seconds = 5.0
@@ -192,22 +206,6 @@ class Auth(Section):
     max_lifetime_h: Annotated[float, Field(gt=0, le=24)] = 24.0
 
 
-class Keys(Section):
-    """Who holds the key-encryption key, and what a new keyring's first version is called."""
-
-    provider: Literal["local"] = "local"
-    kek_file: Path
-    first_version: Name = "v1"
-
-
-class Payments(Section):
-    """Payment tokens and the group commits that make them."""
-
-    default_token_ttl_h: Annotated[float, Field(gt=0, le=8_760)] = 24.0
-    commit_batch_limit: int = Field(default=256, ge=1, le=4_096)
-    commit_connections: int = Field(default=2, ge=1, le=32)
-
-
 class Logging(Section):
     """`auto` is `console` on a terminal and `json` anywhere else."""
 
@@ -230,6 +228,7 @@ class Settings(Section):
     auth: Auth
     keys: Keys
     payments: Payments
+    audit: Audit
     credentials: Credentials
     shopify: Shopify
     credits: Credits
@@ -250,12 +249,23 @@ class Settings(Section):
         """Keep the warnings that `load` hands over beside the values."""
         if isinstance(context, tuple):
             self._warnings = context
+        if self.keys.bdk_kms_key_id is not None and not self.keys.uses("aws-kms"):
+            unused = "keys.bdk_kms_key_id (BDK_KMS_KEY_ID) is not used: no key provider is aws-kms"
+            self._warnings += (unused,)
 
     @field_validator("shopify")
     @classmethod
     def _real_shops(cls, value: Shopify, info: ValidationInfo) -> Shopify:
         if value.base_url is not None and info.data.get("environment") == "production":
             raise config_mistakes.several([("base_url", "is for development only")])
+        return value
+
+    @field_validator("keys")
+    @classmethod
+    def _provided(cls, value: Keys) -> Keys:
+        missing = value.missing()
+        if missing:
+            raise config_mistakes.several(missing)
         return value
 
     @field_validator("auth")
@@ -278,6 +288,9 @@ class Settings(Section):
             raise config_mistakes.several(wrong)
         return value
 
+
+_MADE_BY_US = frozenset({("admin", "socket"), ("audit", "head_file")})
+"""Paths of what the daemon makes itself."""
 
 _SECTIONS = tuple(name for name, field in Settings.model_fields.items() if field.is_required())
 
@@ -336,8 +349,13 @@ def _paths(settings: Settings) -> Iterator[tuple[str, Path]]:
     """Every file that the settings name, with its dotted key."""
     for name in _SECTIONS:
         for key, value in getattr(settings, name):
-            if isinstance(value, Path) and (name, key) != ("admin", "socket"):
+            if (name, key) in _MADE_BY_US:
+                continue
+            if isinstance(value, Path):
                 yield f"{name}.{key}", value
+            elif isinstance(value, tuple):
+                named = enumerate(each for each in value if isinstance(each, Path))
+                yield from ((f"{name}.{key}[{number}]", each) for number, each in named)
     for number, platform in enumerate(settings.credentials.oauth):
         yield f"credentials.oauth[{number}].client_secret_file", platform.client_secret_file
 

@@ -31,6 +31,8 @@ CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 SINGLE_SECRETS: tuple[KeyPath, ...] = (
     ("database", "url"),
     ("database", "cde_url"),
+    ("database", "owner_url"),
+    ("database", "cde_owner_url"),
     ("credentials", "import_key"),
     ("events", "password"),
     ("events", "token"),
@@ -69,13 +71,11 @@ _OLDER_NAMES: tuple[tuple[str, KeyPath], ...] = (
     ("TOKEN_ENCRYPTION_KEY_ID", ("keys", "first_version")),
     ("CURRENT_KEY_VERSION", ("keys", "first_version")),
     ("TOKEN_ENCRYPTION_KEY", ("credentials", "import_key")),
+    ("BDK_KMS_KEY_ID", ("keys", "bdk_kms_key_id")),
     ("SHOPIFY_API_KEY", ("shopify", "api_key")),
     ("SHOPIFY_API_SECRET", ("shopify", "api_secrets")),
     ("SHOPIFY_API_VERSION", ("shopify", "api_version")),
 )
-_OF_PARTS_TO_COME = {
-    "BDK_KMS_KEY_ID": "keys.provider is 'local'",
-}
 _DROPPED_SUFFIXES = {
     "_API_EXTERNAL_PORT": "set http.port (GLAMD_HTTP__PORT) instead",
     "_DB_ENABLED": "the database is always used; set database.url (GLAMD_DATABASE__URL)",
@@ -187,9 +187,6 @@ def _older_names(gathered: Gathered, given: Mapping[str, str]) -> None:
             "CURRENT_KEY_VERSION and TOKEN_ENCRYPTION_KEY_ID differ; the first names key versions"
         )
     for name in given:
-        if name in _OF_PARTS_TO_COME:
-            reason = _OF_PARTS_TO_COME[name]
-            gathered.warnings.append(f"{name} is accepted and not used by this version: {reason}")
         for suffix, instead in _DROPPED_SUFFIXES.items():
             if name.endswith(suffix) and not name.startswith(PREFIX):
                 gathered.warnings.append(f"{name} is not used any more: {instead}")

@@ -58,7 +58,7 @@ class Journal(Generic[E, R]):
     in order. When it raises, every entry of the batch gets that error, except that a batch which
     fails for a reason of its own (not a database that is away) is taken apart and tried entry by
     entry, so that one bad entry does not fail its neighbours. `committed` is called after each
-    commit, before anybody is answered.
+    commit, before anybody is answered, `observe` with the seconds that each one took.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Journal(Generic[E, R]):
         batch_limit: int = 256,
         queue_limit: int = QUEUE_LIMIT,
         committed: Callable[[], None] | None = None,
+        observe: Callable[[float], None] | None = None,
     ) -> None:
         self._name = name
         self._database = database
@@ -79,6 +80,7 @@ class Journal(Generic[E, R]):
         self._batch_limit = batch_limit
         self._queue_limit = queue_limit
         self._committed = committed
+        self._observe = observe
         self._queue: deque[_Waiting[E, R]] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._busy = 0
@@ -192,7 +194,10 @@ class Journal(Generic[E, R]):
         results = await self._commit(connection, [entry for entry, _ in batch])
         # Checked before anybody is told: nobody could say whose result is missing.
         assert len(results) == len(batch), "a commit returns one result an entry"
-        self._commit_s.observe(time.perf_counter() - began_s)
+        took_s = time.perf_counter() - began_s
+        self._commit_s.observe(took_s)
+        if self._observe is not None:
+            self._observe(took_s)
         self._batch_entries.observe(len(batch))
         if self._committed is not None:
             self._committed()

@@ -23,6 +23,7 @@ CREATE TABLE {schema}.reencryptions (
     pass         integer NOT NULL DEFAULT 0 CHECK (pass >= 0),
     remaining    bigint CHECK (remaining >= 0),
     done         bigint NOT NULL DEFAULT 0 CHECK (done >= 0),
+    damaged      bigint NOT NULL DEFAULT 0 CHECK (damaged >= 0),
     busy_s       double precision NOT NULL DEFAULT 0,
     started_at   timestamptz NOT NULL,
     updated_at   timestamptz NOT NULL,
@@ -122,9 +123,31 @@ ALTER TABLE cde.merchants
 DROP TABLE cde.reencryptions;
 """
 
-UPGRADE_GLAM = _REENCRYPTIONS.format(schema="glam")
+UPGRADE_GLAM = (
+    _REENCRYPTIONS.format(schema="glam")
+    + """
+CREATE FUNCTION glam.refuse_unusable_key() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM glam.encryption_keys
+    WHERE keyring = 'platform-tokens' AND version = NEW.key_version
+      AND status IN ('active', 'decrypt-only')
+    FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the key version is not usable any more' USING ERRCODE = 'GL001';
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION glam.refuse_unusable_key() IS
+    'fences a node that does not know yet that its key version was retired';
+CREATE TRIGGER platform_tokens_key BEFORE INSERT OR UPDATE OF key_version
+    ON glam.platform_tokens FOR EACH ROW EXECUTE FUNCTION glam.refuse_unusable_key();
+"""
+)
 
 DOWNGRADE_GLAM = """
+DROP TRIGGER platform_tokens_key ON glam.platform_tokens;
+DROP FUNCTION glam.refuse_unusable_key();
 DROP TABLE glam.reencryptions;
 """
 

@@ -96,7 +96,8 @@ def test_every_mistake_of_every_source_is_told_at_once(toml: Path) -> None:
         " (from CLIENT_JWT_SECRET)",
         "auth.internal_secrets": "needs a secret in production, best as auth.internal_secrets_file,"
         " or keys in auth.internal_jwks_file",
-        "keys.kek_file": "is required; in the environment GLAMD_KEYS__KEK_FILE",
+        "keys.kek_file": "is required by the key provider local; in the environment"
+        " GLAMD_KEYS__KEK_FILE",
         "logging.level": "should be 'debug', 'info', 'warning', 'error' or 'critical'"
         " (from GLAMD_LOGGING__LEVEL)",
         "htpp": "is not a setting; did you mean http? (from glamd.toml)",
@@ -486,7 +487,10 @@ def test_a_platform_is_renewed_in_one_way_only() -> None:
         ),
         ({"BILLING_DB_ENABLED": "true"}, "BILLING_DB_ENABLED is not used any more: the database"),
         ({"CURRENT_KEY_VERSION": "v2", "TOKEN_ENCRYPTION_KEY_ID": "k"}, "differ"),
-        ({"BDK_KMS_KEY_ID": "alias/bdk"}, "BDK_KMS_KEY_ID is accepted"),
+        (
+            {"BDK_KMS_KEY_ID": "alias/bdk"},
+            "(BDK_KMS_KEY_ID) is not used: no key provider is aws-kms",
+        ),
     ],
 )
 def test_an_older_name_that_does_nothing_here_is_warned_of(
@@ -591,7 +595,8 @@ def test_the_installed_file_shows_the_defaults() -> None:
         if name.endswith(
             (
                 *("url", "_cert", "_key", "_ca", "kek_file", "jwks_file", "group", "secrets"),
-                *("events.user", "events.password", "events.token", "start_at"),
+                *("events.user", "events.password", "events.token", "start_at", "kms_key_id"),
+                *("kms_region", "_module", "_token_label", "_pin_file", "head_file", "role"),
             )
         )
         or name.startswith(("worker.grants", "credentials.oauth"))

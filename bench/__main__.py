@@ -3,7 +3,19 @@
 import sys
 from collections.abc import Iterable, Mapping
 
-from bench import actors, dukpt, endpoint, events, http, ledger, report, start, tokens
+from bench import (
+    actors,
+    detokenize,
+    dukpt,
+    endpoint,
+    events,
+    http,
+    ledger,
+    reencryption,
+    report,
+    start,
+    tokens,
+)
 from bench.report import Result
 
 TOKEN_BAR = 10_000.0
@@ -29,6 +41,8 @@ def main() -> int:
         *_http(http.measure()),
         *ledger.measure(),
         *events.measure(),
+        *detokenize.measure(),
+        *reencryption.measure(),
         *_start(figures),
     ]
     print(report.show(results))

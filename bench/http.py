@@ -13,13 +13,15 @@ import importlib
 import json
 import logging
 import os
+import ssl
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Final, Self, TypeAlias, cast
 
 import uvloop
@@ -54,8 +56,8 @@ class Round:
 class Asker(asyncio.Protocol):
     """One connection that asks again as soon as it is answered."""
 
-    def __init__(self, request: bytes, latencies_s: list[float]) -> None:
-        self._request = request
+    def __init__(self, requests: Iterator[bytes], latencies_s: list[float]) -> None:
+        self._requests = requests
         self._latencies_s = latencies_s
         self._waiting = b""
         self._asked_s = 0.0
@@ -91,7 +93,7 @@ class Asker(asyncio.Protocol):
     def _ask(self) -> None:
         assert self._transport is not None
         self._asked_s = time.perf_counter()
-        self._transport.write(self._request)
+        self._transport.write(next(self._requests))
 
 
 async def load(port: int, path: str, bearer: str, seconds: float) -> None:
@@ -100,13 +102,20 @@ async def load(port: int, path: str, bearer: str, seconds: float) -> None:
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n"
         f"Authorization: Bearer {bearer}\r\n\r\n"
     ).encode()
+    await ask_for(seconds, port, repeat(request))
+
+
+async def ask_for(
+    seconds: float, port: int, requests: Iterator[bytes], *, tls: ssl.SSLContext | None = None
+) -> None:
+    """Ask for so long over CONNECTIONS connections; print how often, how long, the p99 in ms."""
     latencies_s: list[float] = []
     loop = asyncio.get_running_loop()
     askers = []
     began_s = time.perf_counter()
     for _ in range(CONNECTIONS):
         transport, asker = await loop.create_connection(
-            lambda: Asker(request, latencies_s), "127.0.0.1", port
+            lambda: Asker(requests, latencies_s), "127.0.0.1", port, ssl=tls
         )
         askers.append((transport, asker))
     ended, _ = await asyncio.wait([asker.ended for _, asker in askers], timeout=seconds)

@@ -6,6 +6,7 @@ reads it. Nothing is broken and nothing is judged here.
 """
 
 import asyncio
+import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -23,6 +24,7 @@ from glamd.admin import migrate
 from glamd.embedded.bus import EmbeddedBus
 from glamd.embedded.files import write_private
 from glamd.embedded.postgres import EmbeddedPostgres, free_port
+from glamd.embedded.settings import WORKER, WORKER_URI
 from tests.support.run_daemon import LOOPBACK, RunDaemon, Supervisor
 
 TIMEOUT_S: Final = 60.0
@@ -32,6 +34,13 @@ RATE: Final = 100_000
 SCOPE: Final = "credits:write credits:read"
 BDK: Final = "0123456789ABCDEFFEDCBA9876543210"
 KEY_SET: Final = "fault-aes"
+_GRANT: Final = {
+    "name": WORKER,
+    "purposes": ["settlement"],
+    "fields": ["pan", "expiry"],
+    "merchants": ["*"],
+    "rate_per_s": RATE,
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +54,7 @@ class FaultSite:
     nats_url: str
     http_url: str
     mqtt_port: int
+    worker_port: int
     postgres: EmbeddedPostgres | None = None
     merchants: tuple[str, ...] = ()
     _supervisor: Supervisor | None = field(default=None, repr=False)
@@ -126,6 +136,14 @@ class FaultSite:
             sum(each["waiting"] + each["unfinished"] for each in found["consumers"]),
         )
 
+    def as_worker(self) -> ssl.SSLContext:
+        """How a worker connects, whom the grant allows to see every PAN."""
+        certificates = self.daemon.certificates
+        own = certificates.worker(WORKER_URI)
+        context = ssl.create_default_context(cafile=certificates.server_ca.certificate_file)
+        context.load_cert_chain(own.certificate_file, own.key_file)
+        return context
+
     @property
     def jwt(self) -> str:
         """An internal service's."""
@@ -204,7 +222,7 @@ async def fault_site(
         nats_url = (await bus.start()).url
         state = folder / "state"
         state.mkdir(exist_ok=True)
-        http_port, mqtt_port = free_port(), free_port()
+        http_port, mqtt_port, worker_port = free_port(), free_port(), free_port()
         rates = {"rate_limit_per_s": RATE, "rate_burst": RATE}
         daemon = RunDaemon(
             state,
@@ -212,6 +230,7 @@ async def fault_site(
             changes={
                 "http": {"port": http_port, **rates},
                 "mqtt": {"port": mqtt_port, **rates},
+                "worker": {"port": worker_port, "grants": [_GRANT]},
                 "events": {"servers": [nats_url]},
             },
         )
@@ -224,6 +243,7 @@ async def fault_site(
             nats_url=nats_url,
             http_url=f"http://{LOOPBACK}:{http_port}",
             mqtt_port=mqtt_port,
+            worker_port=worker_port,
             _supervisor=stack.enter_context(closing(Supervisor(state))),
         )
         stack.push_async_callback(site.stop)

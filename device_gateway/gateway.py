@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from device_gateway import session, store, topics, wire
-from device_gateway.model import DeviceStatus
+from device_gateway.model import DeviceChange
 from device_gateway.mqtt.endpoint import Endpoint, Refusal
 from device_gateway.presence import Presence
 from device_gateway.session import Uplink
@@ -95,8 +95,17 @@ class Gateway:
         log.debug("device_disconnected", device_id=device_id, reason=reason)
         self._presence.left(device_id)
 
-    async def changed(self, device_id: str, status: DeviceStatus) -> None:
-        """A device's status was set, here or elsewhere: forget what its session remembers."""
-        self._system.stop(session.KIND, device_id)
-        if status == "revoked" and self._endpoint is not None:
-            self._endpoint.disconnect(device_id, REVOKED)
+    async def changed(self, change: DeviceChange) -> None:
+        """A device was changed, here or elsewhere: forget what its session remembers.
+
+        One that is revoked loses its connection, as does one whose certificate is another now.
+        """
+        self._system.stop(session.KIND, change.device_id)
+        if self._endpoint is None:
+            return
+        if change.status == "revoked":
+            self._endpoint.disconnect(change.device_id, REVOKED)
+        else:
+            self._endpoint.disconnect_others(
+                change.device_id, change.certificate_sha256, OTHER_CERTIFICATE
+            )

@@ -34,6 +34,15 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceChange:
+    """What is true of a device since something about it was changed."""
+
+    device_id: str
+    status: DeviceStatus
+    certificate_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecord:
     """What serving a device takes, read once when its session activates."""
 
@@ -67,3 +76,15 @@ class Enrolled:
     def __repr__(self) -> str:
         """The device only."""
         return f"Enrolled(device={self.device.device_id!r})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rekeyed:
+    """A device with another initial key; in the clear (hex) where development asked for it."""
+
+    device: Device
+    initial_key: str | None
+
+    def __repr__(self) -> str:
+        """The device only."""
+        return f"Rekeyed(device={self.device.device_id!r})"

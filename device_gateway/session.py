@@ -9,6 +9,7 @@ No MQTT here, no SQL, and no clear card data: that never leaves the DUKPT actor.
 """
 
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal
@@ -36,7 +37,7 @@ CIPHER_TIMEOUT_S: Final = 5.0
 RECENT_LIMIT: Final = 16
 """Answers kept in memory; older ones are in the database."""
 FENCED_LIMIT: Final = 3
-"""How often a request is decided again because another gateway moved the counters."""
+"""How often a request is decided again because another node moved the counters or a key."""
 
 log = structlog.get_logger()
 _ANSWERS = Counter("glamd_gateway_answers_total", "Answers to devices, by type and code.", ["code"])
@@ -81,6 +82,8 @@ class SessionParts:
     default_ttl: timedelta
     rate_per_s: float
     rate_burst: float
+    reload_keys: Callable[[], Awaitable[None]]
+    """Reads the data keys anew; many sessions may ask at once. CryptoError, UnavailableError."""
 
 
 class DeviceSession(Actor[Uplink, bytes | None]):
@@ -174,6 +177,10 @@ class DeviceSession(Actor[Uplink, bytes | None]):
             if stored is not None:
                 return stored
             record = await self._fresh_record()
+            if spend.issued is not None and self._version == spend.counter_version:
+                # Nobody moved the counters: the key that sealed the token is not usable any more,
+                # which another node has decided and this one has not heard of.
+                await self._parts.reload_keys()
         raise TransientError("the device is served elsewhere at the same time")
 
     async def _decide(self, request: wire.Tokenize, record: SessionRecord) -> Spend | bytes:
@@ -196,7 +203,8 @@ class DeviceSession(Actor[Uplink, bytes | None]):
                     format=request.format,
                     token=token,
                     merchant_id=record.merchant_id,
-                    keep_sensitive=record.keep_sensitive,
+                    # What was keyed in has a security code where a track has discretionary data.
+                    keep_sensitive=record.keep_sensitive and request.entry_mode != "manual",
                 ),
                 timeout_s=CIPHER_TIMEOUT_S,
             )

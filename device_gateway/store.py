@@ -4,12 +4,12 @@ Counters are written by `glamd.payments.store` in the token's transaction; here 
 and made when a device is enrolled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from device_gateway.model import Device, DeviceStatus, SessionRecord
+from device_gateway.model import Device, DeviceChange, DeviceStatus, SessionRecord
 from glamd.crypto import dukpt
 from glamd.db import Connection, Database, Row
 from glamd.payments.counter import CounterWindow
@@ -41,7 +41,9 @@ JOIN cde.merchants m ON m.merchant_id = d.merchant_id
 WHERE d.device_id = $1
 """
 _ADMISSION: Final = "SELECT status, certificate_sha256 FROM cde.devices WHERE device_id = $1"
-_MERCHANT: Final = "SELECT EXISTS (SELECT FROM cde.merchants WHERE merchant_id = $1)"
+_MERCHANT: Final = """
+SELECT EXISTS (SELECT FROM cde.merchants WHERE merchant_id = $1 AND erase_requested_at IS NULL)
+"""
 # An initial key stays with the merchant that had it first: its counters are never begun again.
 _COUNTERS: Final = """
 INSERT INTO cde.device_counters AS c (initial_key, merchant_id) VALUES ($1, $2)
@@ -55,13 +57,32 @@ INSERT INTO cde.devices (
     certificate_expires_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
+# Held until the device is in, so that none comes to a key set that is being retired.
+_HOLD_KEY_SET: Final = "SELECT status FROM cde.key_sets WHERE key_set = $1 FOR SHARE"
+_HOLD: Final = """
+SELECT status, merchant_id, counter_id FROM cde.devices WHERE device_id = $1 FOR NO KEY UPDATE
+"""
 _SET_STATUS: Final = """
-UPDATE cde.devices SET status = $2, changed_at = clock_timestamp()
-WHERE device_id = $1 AND status = ANY ($3)
-RETURNING merchant_id
+UPDATE cde.devices SET status = $2, changed_at = clock_timestamp() WHERE device_id = $1
+"""
+_REKEY: Final = """
+UPDATE cde.devices
+SET key_set = $2, initial_ksn = $3, counter_id = $4, changed_at = clock_timestamp()
+WHERE device_id = $1
+"""
+_CERTIFY: Final = """
+UPDATE cde.devices
+SET certificate_sha256 = $2, certificate_expires_at = $3, changed_at = clock_timestamp()
+WHERE device_id = $1
 """
 _CHANGED: Final = """
-SELECT device_id, status, changed_at FROM cde.devices WHERE changed_at > $1 ORDER BY changed_at
+SELECT device_id, status, certificate_sha256, changed_at
+FROM cde.devices WHERE changed_at > $1 ORDER BY changed_at
+"""
+_RETIRED: Final = "SELECT key_set FROM cde.key_sets WHERE retired_at > $1 ORDER BY key_set"
+_DEVICES_OF: Final = """
+SELECT device_id, status, certificate_sha256
+FROM cde.devices WHERE key_set = $1 AND device_id > $2 ORDER BY device_id LIMIT $3
 """
 _NOW: Final = "SELECT clock_timestamp()"
 # Whether it is news is decided on the row as it is once it is locked, so that no device is told of
@@ -98,6 +119,14 @@ FROM gone
 _FIRMWARE: Final = """
 UPDATE cde.devices SET firmware = $2 WHERE device_id = $1 AND firmware IS DISTINCT FROM $2
 """
+
+
+class HeldDevice(NamedTuple):
+    """A device's row while nobody else can change it."""
+
+    status: DeviceStatus
+    merchant_id: UUID
+    counter_id: int
 
 
 async def show(database: Database, device_id: str) -> Device | None:
@@ -185,19 +214,56 @@ async def enroll(
     )
 
 
-async def set_status(
-    connection: Connection, device_id: str, status: DeviceStatus, *, when: Sequence[DeviceStatus]
-) -> UUID | None:
-    """Move the device to `status` from one of `when`; its merchant, or None if it did not move."""
-    merchant_id: UUID | None = await connection.fetchval(_SET_STATUS, device_id, status, when)
-    return merchant_id
+async def key_set_is_active(connection: Connection, key_set: str) -> bool:
+    """Whether devices may be given a key of it, which holds until the transaction ends."""
+    status: str | None = await connection.fetchval(_HOLD_KEY_SET, key_set)
+    return status == "active"
+
+
+async def hold(connection: Connection, device_id: str) -> HeldDevice | None:
+    """The device as it is and stays until the transaction ends, or None."""
+    row = await connection.fetchrow(_HOLD, device_id)
+    return None if row is None else HeldDevice(*row)
+
+
+async def set_status(connection: Connection, device_id: str, status: DeviceStatus) -> None:
+    """Give a device that is held another status."""
+    await connection.execute(_SET_STATUS, device_id, status)
+
+
+async def rekey(
+    connection: Connection, device_id: str, *, key_set: str, initial_ksn: bytes, counter_id: int
+) -> None:
+    """Give a device that is held another initial key; ConflictError when that is in use."""
+    await connection.execute(_REKEY, device_id, key_set, initial_ksn, counter_id)
+
+
+async def certify(
+    connection: Connection, device_id: str, *, certificate_sha256: str, expires_at: datetime
+) -> None:
+    """Give a device that is held another certificate; the one before is refused from now on."""
+    await connection.execute(_CERTIFY, device_id, certificate_sha256, expires_at)
 
 
 async def changed_since(
     connection: Connection, since: datetime, *, timeout_s: float
-) -> list[tuple[str, DeviceStatus, datetime]]:
-    """The devices whose status was set after `since`, oldest change first."""
-    return [tuple(row) for row in await connection.fetch(_CHANGED, since, timeout_s=timeout_s)]
+) -> list[tuple[DeviceChange, datetime]]:
+    """The devices that were changed after `since`, oldest change first."""
+    rows = await connection.fetch(_CHANGED, since, timeout_s=timeout_s)
+    return [(_change(row), row["changed_at"]) for row in rows]
+
+
+async def retired_since(connection: Connection, since: datetime, *, timeout_s: float) -> list[str]:
+    """The key sets that were retired after `since`."""
+    return [row[0] for row in await connection.fetch(_RETIRED, since, timeout_s=timeout_s)]
+
+
+async def devices_of(
+    connection: Connection, key_set: str, *, after: str, limit: int, timeout_s: float
+) -> list[DeviceChange]:
+    """Devices of a key set in the order of their ids, behind `after`."""
+    rows = await connection.fetch(_DEVICES_OF, key_set, after, limit, timeout_s=timeout_s)
+    return [_change(row) for row in rows]
 
 
 async def database_now(connection: Connection, *, timeout_s: float) -> datetime:
@@ -227,6 +293,14 @@ async def forget_node(database: Database, node_id: str, at: datetime) -> None:
 async def set_firmware(database: Database, device_id: str, firmware: str) -> None:
     """Note what the device says it runs."""
     await database.execute(_FIRMWARE, device_id, firmware)
+
+
+def _change(row: Row) -> DeviceChange:
+    return DeviceChange(
+        device_id=row["device_id"],
+        status=row["status"],
+        certificate_sha256=row["certificate_sha256"],
+    )
 
 
 def _device(row: Row) -> Device:

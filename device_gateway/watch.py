@@ -1,8 +1,9 @@
 """The watch: what any node did to a device takes effect here within seconds.
 
-It asks the database at a steady beat which devices' status was set since the last look, drops what
-their sessions remember, and cuts off those that were revoked. The beat looks a little further back
-than the last one, since a change is stamped before it commits.
+It asks the database at a steady beat which devices were changed and which key sets were retired
+since the last look, and tells of each device once: what its session remembers is dropped, and a
+connection that it may not have any more is cut. The beat looks a little further back than the last
+one, since a change is stamped before it commits.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Final
 import structlog
 
 from device_gateway import store
-from device_gateway.model import DeviceStatus
+from device_gateway.model import DeviceChange
 from glamd.db import Connection, Database
 from glamd.errors import TransientError
 
@@ -21,20 +22,23 @@ OVERLAP: Final = timedelta(seconds=30)
 """How long after its stamp a change may still commit and be seen."""
 
 LOOK_TIMEOUT_S: Final = 1.0
+PAGE: Final = 1000
+"""Devices of a retired key set that are read at once."""
 
-Changed = Callable[[str, DeviceStatus], Awaitable[None]]
+Changed = Callable[[DeviceChange], Awaitable[None]]
 
 log = structlog.get_logger()
 
 
 class StatusWatch:
-    """Follows the devices' status column and reports each change once."""
+    """Follows the devices' rows and their key sets', and reports each change once."""
 
     def __init__(self, database: Database, *, interval_s: float, changed: Changed) -> None:
         self._database = database
         self._interval_s = interval_s
         self._changed = changed
         self._reported: dict[str, datetime] = {}
+        self._retired: set[str] = set()
         self._since: datetime | None = None
 
     async def run(self) -> None:
@@ -55,10 +59,26 @@ class StatusWatch:
         changes = await store.changed_since(
             connection, self._since - OVERLAP, timeout_s=LOOK_TIMEOUT_S
         )
-        for device_id, status, at in changes:
-            if self._reported.get(device_id) != at:
-                self._reported[device_id] = at
-                await self._changed(device_id, status)
+        for change, at in changes:
+            if self._reported.get(change.device_id) != at:
+                self._reported[change.device_id] = at
+                await self._changed(change)
             self._since = max(self._since, at)
+        for key_set in await store.retired_since(
+            connection, self._since - OVERLAP, timeout_s=LOOK_TIMEOUT_S
+        ):
+            if key_set not in self._retired:
+                await self._report_devices_of(connection, key_set)
+                self._retired.add(key_set)
         horizon = self._since - OVERLAP
         self._reported = {key: at for key, at in self._reported.items() if at > horizon}
+
+    async def _report_devices_of(self, connection: Connection, key_set: str) -> None:
+        after = ""
+        while found := await store.devices_of(
+            connection, key_set, after=after, limit=PAGE, timeout_s=LOOK_TIMEOUT_S
+        ):
+            for change in found:
+                await self._changed(change)
+            after = found[-1].device_id
+        log.info("key_set_retired", key_set=key_set)

@@ -5,7 +5,6 @@ What runs is built in `glamd.app` (`run`) and `glamd.embedded.dev` (`dev`); noth
 
 import asyncio
 import os
-import resource
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -16,6 +15,7 @@ import uvloop
 
 from glamd import __version__
 from glamd.errors import ConfigError, FieldError, GlamError
+from glamd.hygiene import protect_memory
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78
@@ -34,8 +34,8 @@ _PORT = click.IntRange(0, 65535)
 @click.version_option(__version__, prog_name="glamd")
 def main() -> None:
     """Payment tokens for a commerce platform, in one daemon."""
-    # A core dump would be a copy of every key in memory.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Before there is a key in it; what did not hold is logged.
+    protect_memory()
 
 
 @main.command()

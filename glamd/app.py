@@ -1,8 +1,9 @@
 """THE composition root: who is built from what, in which order, and how it all ends.
 
 `running` enters every part into one AsyncExitStack and leaves it backwards, so that the order of
-the start is the order of the drain, reversed. The chapters about money stand in `app_money`, for
-length. Nothing decides anything here, and nothing else in glamd builds its own collaborators.
+the start is the order of the drain, reversed. The chapters about keys and card data stand in
+`app_vault`, those about money in `app_money`, for length. Nothing decides anything here, and
+nothing else in glamd builds its own collaborators.
 """
 
 import asyncio
@@ -22,8 +23,9 @@ from device_gateway.mqtt.endpoint import Endpoint
 from device_gateway.presence import Presence
 from device_gateway.registry import Registry
 from device_gateway.session import SessionParts
+from device_gateway.submissions import Submissions
 from device_gateway.watch import StatusWatch
-from glamd import __version__, app_money, config, logs, metrics, wiring
+from glamd import __version__, app_money, app_vault, config, logs, metrics, wiring
 from glamd.actor import ActorCollector, System
 from glamd.admin import migrate
 from glamd.admin.minting import Mint
@@ -46,25 +48,16 @@ from glamd.http.limits import RateLimiter
 from glamd.http.server import ApiServer
 from glamd.http.worker import WorkerServer
 from glamd.idempotency import IdempotencyKeys
-from glamd.keys import keyrings
 from glamd.keys.key_sets.service import Keys
-from glamd.keys.keyrings import Keyrings
-from glamd.keys.providers.interface import Providers
-from glamd.keys.providers.local import LocalProvider
 from glamd.lifetime import Lifetime, spare_the_collector
 from glamd.merchants.service import Merchants
 from glamd.onboarding import Onboarding
 from glamd.payments import cipher
-from glamd.payments.audit import Audit
-from glamd.payments.detokenize import Detokenizer
-from glamd.payments.tokens import Tokens
-from glamd.payments.vault import Vault
 from glamd.revocations.service import Revocations
 
 log = structlog.get_logger()
 
 PURGE_EVERY_S: Final = 60.0
-EXPIRE_EVERY_S: Final = 5.0
 
 Reload: TypeAlias = Callable[[config.Settings], Awaitable[None]]
 
@@ -145,6 +138,7 @@ class _Assembly:
         await self._payments()
         await self._devices()
         await self._shops()
+        self._life()
         self._billing()
         await self._identity()
         await self._http()
@@ -183,6 +177,7 @@ class _Assembly:
             statement_timeout_s=limits.statement_timeout_s,
             connect_timeout_s=limits.connect_timeout_s,
             name=f"glamd-{name}",
+            role=limits.role,
         )
         self._stack.push_async_callback(database.close)
         found = migrate.compare(await database.schema_revision())
@@ -194,42 +189,27 @@ class _Assembly:
         return database
 
     async def _key_material(self) -> None:
-        settings = self._settings.keys
-        self._providers = Providers(LocalProvider(settings.kek_file))
-        self._stack.push_async_callback(self._providers.close)
-        self._keyrings = await Keyrings.load(
-            self._cde, self._providers, self._clock, settings.first_version
-        )
-        self._audit = Audit(self._cde, self._keyrings.audit, self._clock)
-        await self._audit.start()
-        self.lifetime.at_drain(self._audit.stop)
-        self._keys = Keys(
-            database=self._cde,
+        self._material = material = await app_vault.open_keys(
+            self._settings,
+            cde=self._cde,
             glam=self._glam,
-            providers=self._providers,
-            identity_key=self._keyrings.fingerprints.active.key,
-            record=self._audit.record,
+            lifetime=self.lifetime,
+            stack=self._stack,
             clock=self._clock,
         )
+        self._keyrings = material.keyrings
+        self._audit = material.audit
+        self._keys = material.keys
         self._merchants = Merchants(glam=self._glam, cde=self._cde, clock=self._clock)
 
     async def _payments(self) -> None:
         settings = self._settings
-        self._vault = Vault(
-            self._cde,
-            connections=settings.payments.commit_connections,
-            batch_limit=settings.payments.commit_batch_limit,
+        self._cards = cards = await app_vault.open_cards(
+            settings, self._material, cde=self._cde, lifetime=self.lifetime, clock=self._clock
         )
-        await self._vault.journal.start()
-        self.lifetime.at_drain(self._vault.journal.stop)
-        self._tokens = Tokens(self._cde, clock=self._clock)
-        self._detokenizer = Detokenizer(
-            self._cde,
-            audit=self._audit,
-            keyring=self._keyrings.payment_tokens,
-            grants=[wiring.grant(grant) for grant in settings.worker.grants],
-            clock=self._clock,
-        )
+        self._vault = cards.vault
+        self._tokens = cards.tokens
+        self._detokenizer = cards.detokenizer
         self._system = System(clock=self._clock)
         self._ledger = await app_money.start_ledger(
             settings,
@@ -244,8 +224,7 @@ class _Assembly:
 
     async def _shops(self) -> None:
         settings = self._settings.credentials
-        keyring = keyrings.platform_tokens(database=self._glam, providers=self._providers)
-        await keyring.load(self._clock, self._settings.keys.first_version)
+        keyring = self._material.platform_tokens
         self._refresher = Refresher(
             self._glam,
             keyring=keyring,
@@ -263,6 +242,17 @@ class _Assembly:
             self._glam,
             keyring=keyring,
             key_text=None if key is None else key.get_secret_value(),
+            clock=self._clock,
+        )
+
+    def _life(self) -> None:
+        self._vault_jobs = app_vault.build_jobs(
+            self._settings,
+            self._material,
+            self._cards,
+            cde=self._cde,
+            glam=self._glam,
+            platform_tokens=self._platform_tokens,
             clock=self._clock,
         )
 
@@ -288,8 +278,7 @@ class _Assembly:
         self.lifetime.job(self._idempotency.purge, every_s=PURGE_EVERY_S, name="idempotency-purge")
         accesses = self._platform_tokens.purge
         self.lifetime.job(accesses, every_s=PURGE_EVERY_S, name="access-log-purge")
-        expire = self._tokens.announce_expired
-        self.lifetime.job(expire, every_s=EXPIRE_EVERY_S, name="token-expiry")
+        self._vault_jobs.begin(self.lifetime)
         consume = self._settings.events.consume
         self._money.begin(self.lifetime, self._relaying, consume=consume)
 
@@ -324,6 +313,7 @@ class _Assembly:
                 fingerprint_key=self._keyrings.fingerprints.active.key,
             ),
             clock=self._clock,
+            reload_keys=keyring.reload,
             default_ttl=timedelta(hours=self._settings.payments.default_token_ttl_h),
             rate_per_s=self._settings.mqtt.rate_limit_per_s,
             rate_burst=self._settings.mqtt.rate_burst,
@@ -373,13 +363,17 @@ class _Assembly:
         """
         mqtt = wiring.mqtt_tls(settings.mqtt)
         api = wiring.api_tls(settings.http)
-        worker = wiring.worker_tls(settings.worker) if settings.worker.enabled else None
+        worker = None
+        if settings.worker.enabled:
+            worker = wiring.worker_tls(settings.worker, settings.mqtt)
+        grants = wiring.grants(settings.worker)
         self._authenticator.replace_keys(**wiring.jwt_keys(settings.auth))
         self._endpoint.replace_tls(mqtt)
         if api is not None and self._settings.http.tls_cert is not None:
             await self._api.replace_tls(api)
         if worker is not None and self._worker_port is not None:
             await self._worker.replace_tls(worker)
+        self._detokenizer.replace_grants(grants)
 
     async def _admin(self) -> None:
         settings = self._settings
@@ -414,6 +408,11 @@ class _Assembly:
             onboarding=self._money.onboarding,
             registry=self._registry,
             keys=self._keys,
+            key_life=self._vault_jobs.key_life,
+            rewrapping=self._material.rewrapping,
+            token_life=self._cards.life,
+            grants=self._detokenizer,
+            erasure=self._vault_jobs.erasure,
             tokens=self._tokens,
             audit=self._audit,
             credentials=self._platform_tokens,
@@ -449,7 +448,9 @@ class _Assembly:
         settings = self._settings
         parts = [
             Part(name="database", required=True, check=_check(self._cde.health)),
-            Part(name="key-provider", required=False, check=_check(self._providers.health)),
+            Part(
+                name="key-provider", required=False, check=_check(self._material.providers.health)
+            ),
             Part(name="nats", required=False, check=self._relaying.check),
         ]
         if self._glam is not self._cde:
@@ -467,8 +468,10 @@ class _Assembly:
             clock=self._clock,
         )
         self._idempotency = IdempotencyKeys(self._glam)
+        submissions = Submissions(self._gateway)
         self._api = ApiServer(
             tokens=self._tokens,
+            submissions=submissions,
             platform_tokens=self._platform_tokens,
             readers=settings.credentials.readers,
             ledger=self._ledger,
@@ -491,6 +494,7 @@ class _Assembly:
         if settings.worker.enabled:
             self._worker = WorkerServer(
                 detokenizer=self._detokenizer,
+                submissions=submissions,
                 trust_domain=settings.worker.trust_domain,
                 health=health,
                 limiter=limiter,
@@ -498,7 +502,9 @@ class _Assembly:
                 clock=self._clock,
             )
             self._worker_port = await self._worker.start(
-                settings.worker.host, settings.worker.port, wiring.worker_tls(settings.worker)
+                settings.worker.host,
+                settings.worker.port,
+                wiring.worker_tls(settings.worker, settings.mqtt),
             )
             self.lifetime.at_drain(self._worker.stop)
 

@@ -5,23 +5,21 @@ the settings do is in the rooms that have them.
 """
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from glamd import config_sources
 from glamd.config_types import Name, Seconds, Section, split
 from glamd.keys.providers.interface import ProviderName
+from glamd.keys.providers.opening import KEK_LABEL, NEEDED
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(split)]
 Days = Annotated[int, Field(ge=1, le=3_650)]
 
-_NEEDED: Final[dict[str, tuple[str, ...]]] = {
-    "local": ("kek_file",),
-    "aws-kms": ("kms_key_id", "kms_region"),
-    "pkcs11": ("pkcs11_module", "pkcs11_token_label", "pkcs11_pin_file"),
-}
-"""What each key provider cannot do without."""
+KmsKeys = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=2_048)], ...], BeforeValidator(split)
+]
 
 
 class Keys(Section):
@@ -42,12 +40,13 @@ class Keys(Section):
     former_kek_files: Paths = ()
     kms_key_id: str | None = Field(default=None, min_length=1, max_length=2_048)
     bdk_kms_key_id: str | None = Field(default=None, min_length=1, max_length=2_048)
+    former_kms_key_ids: KmsKeys = ()
     kms_region: Name | None = None
     kms_endpoint_url: str | None = Field(default=None, pattern=r"^https?://\S+$")
     pkcs11_module: Path | None = None
     pkcs11_token_label: str | None = Field(default=None, min_length=1, max_length=32)
     pkcs11_pin_file: Path | None = None
-    pkcs11_kek_label: str = Field(default="glamd-kek", min_length=1, max_length=64)
+    pkcs11_kek_label: str = Field(default=KEK_LABEL, min_length=1, max_length=64)
 
     def uses(self, provider: ProviderName) -> bool:
         """Whether the provider is named, as the current one or a former one."""
@@ -58,7 +57,7 @@ class Keys(Section):
         return [
             (key, f"is required by the key provider {name}; in the environment {_variable(key)}")
             for name in sorted({self.provider, *self.former_providers})
-            for key in _NEEDED[name]
+            for key in NEEDED[name]
             if not getattr(self, key)
         ]
 

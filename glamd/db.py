@@ -163,7 +163,13 @@ class _Connector:
     """Opens connections that are all alike."""
 
     def __init__(
-        self, url: str, *, statement_timeout_s: float, connect_timeout_s: float, name: str
+        self,
+        url: str,
+        *,
+        statement_timeout_s: float,
+        connect_timeout_s: float,
+        name: str,
+        role: str | None,
     ) -> None:
         self._url = driver_url(url)
         self.connect_timeout_s = connect_timeout_s
@@ -176,6 +182,7 @@ class _Connector:
                 "timezone": "UTC",
                 "statement_timeout": str(round(statement_timeout_s * 1000)),
                 "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_S}s",
+                **({} if role is None else {"role": role}),
             },
         }
 
@@ -221,17 +228,20 @@ class Database:
         statement_timeout_s: float = 5.0,
         connect_timeout_s: float = 5.0,
         name: str = "glamd",
+        role: str | None = None,
     ) -> "Database":
         """Open the pool with one connection made; UnavailableError or ConfigError without it.
 
         `url` is a PostgreSQL URL (`postgresql+asyncpg://` is understood too), `name` is what the
-        server shows as the application's.
+        server shows as the application's. `role` is taken on at once (SET ROLE), for a login that
+        may do more than it should.
         """
         connector = _Connector(
             url,
             statement_timeout_s=statement_timeout_s,
             connect_timeout_s=connect_timeout_s,
             name=name,
+            role=role,
         )
         try:
             async with asyncio.timeout(connect_timeout_s):

@@ -2,6 +2,7 @@
 
     what leaves `glamd.db`
     ├── UniqueViolationError  (ConflictError)      `constraint` says which; its message does not
+    ├── UnusableKeyError      (UnavailableError)   sealed with a key that was retired meanwhile
     ├── OutcomeUnknownError   (UnavailableError)   maybe committed, maybe not: read before you redo
     ├── UnavailableError                           away, starting, full, too slow, deadlocked
     ├── InternalError                              our SQL or our data is wrong; SQLSTATE is logged
@@ -43,12 +44,18 @@ _CONFIG_STATES: Final = frozenset({"28000", "28P01", "3D000", "42501"})
 ENDING_STATES: Final = frozenset({"57P01", "57P02", "57P05"})
 """The server closes the connection after these, whatever it was doing when it said so."""
 _UNIQUE_VIOLATION: Final = "23505"
+_UNUSABLE_KEY: Final = "GL001"
+"""Raised by our own trigger on tables of what is sealed."""
 
 _ERRORS = Counter("glamd_db_errors_total", "Failed database calls.", ["sqlstate"])
 
 
 class OutcomeUnknownError(UnavailableError):
     """The connection went away under a COMMIT, or under a statement that commits by itself."""
+
+
+class UnusableKeyError(UnavailableError):
+    """A row was sealed with a key version that is retired; nothing was stored."""
 
 
 class UniqueViolationError(ConflictError):
@@ -70,6 +77,8 @@ def translate(error: Exception, *, lost: bool, commits: bool = False) -> GlamErr
     _ERRORS.labels(state or kind).inc()
     if state == _UNIQUE_VIOLATION:
         return UniqueViolationError(str(getattr(error, "constraint_name", "") or ""))
+    if state == _UNUSABLE_KEY:
+        return UnusableKeyError("The key was replaced meanwhile; ask again.")
     if lost and commits:
         _log_unavailable("database_outcome_unknown", state, kind)
         return OutcomeUnknownError("Whether the database stored it is not known.")

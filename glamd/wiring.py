@@ -6,7 +6,7 @@ Translation only. What is built from it, and in which order, stands in `glamd.ap
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TypedDict, TypeVar
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from device_gateway.mqtt.endpoint import EndpointLimits
 from device_gateway.registry import DeviceAuthority
-from glamd import config, config_money
+from glamd import config, config_money, config_vault
 from glamd.billing.model import BillingSettings, Pack
 from glamd.billing.money import Money
 from glamd.billing.platforms.custom import CustomSettings
@@ -27,6 +27,7 @@ from glamd.crypto import x509
 from glamd.errors import ConfigError, FieldError, InputError
 from glamd.http import tls
 from glamd.http.jwks import PublicKey, read_jwks
+from glamd.keys.providers.opening import ProviderSettings
 from glamd.payments.model import Grant
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ def endpoint_limits(mqtt: config.Mqtt) -> EndpointLimits:
 
 def mqtt_tls(mqtt: config.Mqtt) -> ssl.SSLContext:
     """A context for terminals; ConfigError."""
-    return tls.worker_tls(certificate=mqtt.tls_cert, key=mqtt.tls_key, worker_ca=mqtt.client_ca)
+    return tls.mutual_tls(certificate=mqtt.tls_cert, key=mqtt.tls_key, client_cas=(mqtt.client_ca,))
 
 
 def api_tls(http: config.Http) -> ssl.SSLContext | None:
@@ -67,13 +68,19 @@ def api_tls(http: config.Http) -> ssl.SSLContext | None:
     return tls.api_tls(certificate=http.tls_cert, key=http.tls_key)
 
 
-def worker_tls(worker: config.Worker) -> ssl.SSLContext:
-    """A context for workers; ConfigError."""
+def worker_tls(worker: config.Worker, mqtt: config.Mqtt) -> tls.WorkerTls:
+    """What the workers' listener lets in: workers, and the devices that the endpoint would let in.
+
+    ConfigError.
+    """
     assert worker.tls_cert is not None
     assert worker.tls_key is not None
     assert worker.client_ca is not None
     return tls.worker_tls(
-        certificate=worker.tls_cert, key=worker.tls_key, worker_ca=worker.client_ca
+        certificate=worker.tls_cert,
+        key=worker.tls_key,
+        worker_ca=worker.client_ca,
+        device_ca=mqtt.client_ca,
     )
 
 
@@ -230,6 +237,17 @@ def _pack(name: str, pack: config_money.Pack) -> Pack:
             for each in error.fields
         ]
         raise ConfigError("A pack has no price.", fields=fields) from None
+
+
+def grants(worker: config.Worker) -> list[Grant]:
+    """What each worker may detokenize."""
+    return [grant(each) for each in worker.grants]
+
+
+def key_providers(keys: config_vault.Keys) -> ProviderSettings:
+    """The settings of `keys` that are about providers."""
+    names = (each.name for each in fields(ProviderSettings))
+    return ProviderSettings(**{name: getattr(keys, name) for name in names})
 
 
 def bus_tls(events: config_money.Events) -> ssl.SSLContext | None:

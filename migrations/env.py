@@ -1,8 +1,9 @@
 """What Alembic runs for each of its commands: one connection, one transaction, one lock.
 
 Called from code (`glamd.admin.migrate`) it is given a connection. Called by plain `alembic` in a
-checkout it makes one from `DATABASE_URL` (or `GLAMD_DATABASE__URL`), and takes the halves to run
-from `-x schemas=cde|glam|both`. No SQL of a schema stands here; that is in `versions/`.
+checkout it makes one from `GLAMD_DATABASE__OWNER_URL`, `GLAMD_DATABASE__URL` or `DATABASE_URL`, the
+first that is set, and takes the halves to run from `-x schemas=cde|glam|both`. No SQL of a schema
+stands here; that is in `versions/`.
 """
 
 import asyncio
@@ -48,7 +49,8 @@ def main() -> None:
     if isinstance(given, Connection):
         run(given)
         return
-    url = os.environ.get("GLAMD_DATABASE__URL") or os.environ.get("DATABASE_URL")
+    names = ("GLAMD_DATABASE__OWNER_URL", "GLAMD_DATABASE__URL", "DATABASE_URL")
+    url = next((found for name in names if (found := os.environ.get(name))), None)
     if not url:
         raise CommandError("DATABASE_URL is not set.")
     asyncio.run(migrate.on_connection(url, run))

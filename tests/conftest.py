@@ -66,6 +66,12 @@ def database_url(postgres_server: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture
+def daemon_url(postgres_server: PostgresServer, database_url: str) -> str:
+    """The same database, as a login that has the daemon's role and owns nothing."""
+    return postgres_server.daemon_url(database_url)
+
+
+@pytest.fixture
 def empty_database_url(postgres_server: PostgresServer) -> Iterator[str]:
     """The URL of a fresh database with nothing in it."""
     url = postgres_server.create_database(migrated=False)

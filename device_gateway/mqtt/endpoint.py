@@ -168,6 +168,18 @@ class Endpoint:
             connection.close(ReasonCode.ADMINISTRATIVE_ACTION, reason)
         self._sessions.forget(device_id)
 
+    def disconnect_others(self, device_id: str, certificate_sha256: str, reason: str) -> None:
+        """Cuts the device's connections under any certificate but this one (hex of its SHA-256).
+
+        Its session is stored as after any other loss of a connection: it is still the device's.
+        """
+        for opening_one in [one for one in self._opening if one.device_id == device_id]:
+            if opening_one.certificate_sha256 != certificate_sha256:
+                opening_one.cut("disconnected_by_operator")
+        connection = self._connected.get(device_id)
+        if connection is not None and connection.certificate_sha256 != certificate_sha256:
+            connection.close(ReasonCode.ADMINISTRATIVE_ACTION, reason)
+
     def is_connected(self, device_id: str) -> bool:
         """Whether the device has an accepted connection."""
         return device_id in self._connected

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from glamd.admin.cli_audit import audit
 from glamd.admin.cli_billing import billing
 from glamd.admin.cli_common import RootGroup, Session, default_socket
 from glamd.admin.cli_credentials import credentials
@@ -17,10 +18,12 @@ from glamd.admin.cli_devices import device
 from glamd.admin.cli_events import events
 from glamd.admin.cli_import import imports
 from glamd.admin.cli_jwt import jwt
+from glamd.admin.cli_key_sets import KEY_SET_COMMANDS
 from glamd.admin.cli_keys import keys
 from glamd.admin.cli_ledger import ledger
 from glamd.admin.cli_merchants import merchant
-from glamd.admin.cli_tokens import audit, tokens
+from glamd.admin.cli_rewrap import REWRAP_COMMANDS
+from glamd.admin.cli_tokens import tokens
 
 
 @click.group(
@@ -64,6 +67,8 @@ for _command in (
     db,
 ):
     glamctl.add_command(_command)
+for _command in (*KEY_SET_COMMANDS, *REWRAP_COMMANDS):
+    keys.add_command(_command)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """glamctl db: the schema's revisions, straight at the database, no daemon needed.
 
-Which database is read from the configuration, of which only `[database]` has to be right. The
+Which database is read from the configuration, of which only `[database]` has to be right; the login
+is that of the tables' owner where one is named there, since the daemon's own may change none. The
 revisions themselves are run by `migrate`, imported late for it brings SQLAlchemy along.
 """
 
@@ -151,8 +152,8 @@ def _halves() -> list[Half]:
             for e in error.errors(include_url=False, include_context=False, include_input=False)
         )
         raise CommandError("CONFIG_ERROR", "The configuration is wrong.", fields) from None
-    url, cde_url = database.url.get_secret_value(), database.cde_url.get_secret_value()
-    if url == cde_url:
+    url, cde_url = database.owner_url.get_secret_value(), database.cde_owner_url.get_secret_value()
+    if database.url == database.cde_url:
         return [Half(url, "both")]
     return [Half(url, "glam"), Half(cde_url, "cde")]
 
@@ -163,7 +164,8 @@ def _dev_database() -> dict[str, object]:
         described = json.loads(DEV_DESCRIPTION.read_bytes())
     except (OSError, ValueError):
         return {}
-    return {"url": described["database"]["url"]}
+    database = described["database"]
+    return {"url": database["url"], "owner_url": database["admin_url"]}
 
 
 def _run(work: Coroutine[None, None, T]) -> T:

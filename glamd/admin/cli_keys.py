@@ -1,34 +1,39 @@
-"""glamctl about keys: the ceremony at which components are typed, and lists of check values.
+"""glamctl about data keys: their versions, the steps of a version's life, and how far they are.
 
-What is typed is not echoed, not kept, not an argument, and goes to the daemon over its socket.
+Keys go by name and check value; nothing here shows one.
 """
 
-import re
 import sys
+from collections.abc import Mapping
 
 import click
 
-from glamd.admin.cli_common import Group, mapping, mappings, session, show_list, show_one
+from glamd.admin.cli_common import (
+    Group,
+    confirm,
+    mapping,
+    mappings,
+    session,
+    show_json,
+    show_list,
+    show_one,
+    text_of,
+    yes_option,
+)
+from glamd.admin.client import segment
 
 KEY_COLUMNS = ("keyring", "version", "status", "provider", "kcv", "created_at")
-KEY_SET_COLUMNS = (
-    "key_set",
-    "scheme",
-    "data_usage",
-    "padding",
-    "mac",
-    "kcv",
-    "status",
-    "created_at",
-)
+VERSION_COLUMNS = ("keyring", "version", "status", "provider", "kcv", "activated_at")
 
-_COMPONENT = re.compile(r"(?:[0-9A-Fa-f]{2}){16,32}")
-_KCV = re.compile(r"[0-9A-Fa-f]{6}")
+LOOK_TIMEOUT_S = 620.0
+"""The daemon looks at all rows twice before a version is retired."""
+BAR_WIDTH = 24
+PIPE_WIDTH = 1000
 
 
 @click.group(cls=Group)
 def keys() -> None:
-    """Keys, by name and check value: list, import-bdk, list-bdk."""
+    """Keys, by name and check value: their versions, rotation, base derivation keys."""
 
 
 @keys.command("list")
@@ -37,80 +42,90 @@ def list_keys() -> None:
     show_list(mappings(mapping(session().client.get("/v1/keys"))["keys"]), KEY_COLUMNS)
 
 
-@keys.command("list-bdk")
-def list_bdk() -> None:
-    """Every key set."""
-    found = mapping(session().client.get("/v1/key-sets"))
-    show_list(mappings(found["key_sets"]), KEY_SET_COLUMNS)
+@keys.command("rotate")
+@click.argument("keyring")
+def rotate(*, keyring: str) -> None:
+    """Make the next version of KEYRING active; its rows are re-encrypted in the background."""
+    show_one(mapping(session().client.post(f"/v1/keyrings/{segment(keyring)}/rotate")))
 
 
-@keys.command("import-bdk")
-@click.argument("key_set")
-@click.option("--scheme", type=click.Choice(["tdes-dukpt", "aes-dukpt"]), required=True)
-@click.option("--variant", type=click.Choice(["data", "pin"]), help="TDES: the data key's variant.")
-@click.option("--data-usage", type=click.Choice(["encrypt", "both"]), help="AES: its key usage.")
-@click.option("--padding", type=click.Choice(["zero", "pkcs7", "none"]))
-@click.option("--mac", type=click.Choice(["optional", "required"]))
-@click.option("--components", is_flag=True, help="Type 2 or 3 components, each with its KCV.")
-@click.option("--clear", metavar="HEX", help="In development: the key itself.")
-def import_bdk(
-    *,
-    key_set: str,
-    scheme: str,
-    variant: str | None,
-    data_usage: str | None,
-    padding: str | None,
-    mac: str | None,
-    components: bool,
-    clear: str | None,
-) -> None:
-    """Import a base derivation key under KEY_SET and show its check value."""
-    if components == (clear is not None):
-        raise click.UsageError("Say either --components or --clear HEX.")
-    if variant is not None and scheme != "tdes-dukpt":
-        raise click.UsageError("--variant is for tdes-dukpt; AES has --data-usage.")
-    if data_usage is not None and scheme != "aes-dukpt":
-        raise click.UsageError("--data-usage is for aes-dukpt; TDES has --variant.")
-    body: dict[str, object] = {"key_set": key_set, "scheme": scheme}
-    chosen = {"data_usage": variant or data_usage, "padding": padding, "mac": mac}
-    body |= {name: value for name, value in chosen.items() if value is not None}
-    if clear is not None:
-        body["clear"] = clear
-    else:
-        body["components"] = _components()
-    show_one(mapping(session().client.post("/v1/key-sets", body)))
+@keys.command("retire")
+@click.argument("keyring")
+@click.argument("version")
+def retire(*, keyring: str, version: str) -> None:
+    """Say that no row needs VERSION of KEYRING; refused while one does."""
+    _step(keyring, version, "retire")
 
 
-def _components() -> list[dict[str, str]]:
-    count = int(_asked("How many components", re.compile("[23]"), "It is 2 or 3.", hidden=False))
-    found = []
-    for number in range(1, count + 1):
-        component = _asked(
-            f"Component {number} of {count}, in hex (not shown)",
-            _COMPONENT,
-            "It is 32 to 64 hexadecimal digits.",
-            hidden=True,
+@keys.command("destroy")
+@click.argument("keyring")
+@click.argument("version")
+@yes_option
+def destroy(*, keyring: str, version: str, yes: bool) -> None:
+    """Erase a retired VERSION of KEYRING for good."""
+    confirm(f"Destroy {version} of {keyring}? Backups that need it stay shut for ever.", yes=yes)
+    _step(keyring, version, "destroy")
+
+
+@keys.command("status")
+def status() -> None:
+    """Where each keyring stands, and how far re-encryption is."""
+    found = mapping(session().client.get("/v1/keyrings"))
+    if session().as_json:
+        show_json(found)
+        return
+    keyrings = {name: mapping(entry) for name, entry in found.items()}
+    _show_progress(keyrings)
+    show_list(
+        [version for entry in keyrings.values() for version in mappings(entry["versions"])],
+        VERSION_COLUMNS,
+    )
+    for name, entry in keyrings.items():
+        warnings = entry["warnings"]
+        assert isinstance(warnings, list)
+        for warning in warnings:
+            click.echo(f"warning: {name}: {text_of(warning)}", err=True)
+
+
+def _step(keyring: str, version: str, step: str) -> None:
+    path = f"/v1/keyrings/{segment(keyring)}/{segment(version)}/{step}"
+    show_one(mapping(session().client.post(path, timeout_s=LOOK_TIMEOUT_S)))
+
+
+def _show_progress(keyrings: Mapping[str, Mapping[str, object]]) -> None:
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - only where a table is drawn
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress_bar import ProgressBar  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("keyring", "active", "re-encrypted", "", "remaining", "rows/s", "time left"):
+        table.add_column(name, overflow="fold")
+    for name, entry in keyrings.items():
+        done, remaining = _number(entry["done"]), _number(entry["remaining"])
+        total = done + remaining
+        share = done / total if total else 1.0
+        bar = ProgressBar(total=1.0, completed=share, width=BAR_WIDTH)
+        table.add_row(
+            name,
+            text_of(entry["active"]),
+            bar,
+            # Never rounded up: 100 % is when nothing is left.
+            f"{int(100 * share)} %",
+            f"{remaining:,.0f}",
+            f"{_number(entry['rate']):,.0f}",
+            _time_left(entry["eta_s"]),
         )
-        kcv = _asked(
-            f"Check value of component {number}", _KCV, "It is 6 hexadecimal digits.", hidden=False
-        )
-        found.append({"hex": component, "kcv": kcv})
-    return found
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
-def _asked(question: str, shape: re.Pattern[str], rule: str, *, hidden: bool) -> str:
-    """What was typed, blanks between digits allowed; asked again at a terminal until it fits.
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
-    From a pipe one line is one answer, and nothing is echoed for there is no terminal to do it.
-    """
-    while True:
-        if sys.stdin.isatty():
-            typed = click.prompt(question, hide_input=hidden, err=True, type=str)
-        else:
-            typed = sys.stdin.readline()
-        typed = "".join(typed.split())
-        if shape.fullmatch(typed):
-            return typed
-        if not sys.stdin.isatty():
-            raise click.UsageError(f"{question}: {rule}")
-        click.echo(rule, err=True)
+
+def _time_left(eta_s: object) -> str:
+    if not isinstance(eta_s, int | float):
+        return "?"
+    minutes, seconds = divmod(round(eta_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if eta_s else "-"

@@ -1,6 +1,7 @@
-"""glamctl about payment tokens and the audit chain."""
+"""glamctl about payment tokens."""
 
 import sys
+from typing import Final
 
 import click
 
@@ -9,20 +10,22 @@ from glamd.admin.cli_common import (
     Group,
     confirm,
     mapping,
+    mappings,
     session,
-    show_json,
+    show_list,
     show_one,
+    text_of,
     yes_option,
 )
 from glamd.admin.client import segment
 
-VERIFY_TIMEOUT_S = 4 * 3600.0
-"""A chain of many millions of rows takes its time."""
+PURGE_TIMEOUT_S: Final = 3600.0
+GRANT_COLUMNS: Final = ("worker", "purposes", "fields", "merchants", "rate_per_s")
 
 
 @click.group(cls=Group)
 def tokens() -> None:
-    """Payment tokens: show, revoke."""
+    """Payment tokens: show, revoke, purge, grants."""
 
 
 @tokens.command()
@@ -41,30 +44,22 @@ def revoke(token: str, yes: bool) -> None:
     show_one(mapping(session().client.post(f"/v1/tokens/{segment(token)}/revoke")))
 
 
-@click.group(cls=Group)
-def audit() -> None:
-    """The audit chain: verify."""
+@tokens.command()
+def purge() -> None:
+    """Do now what the jobs do by and by: expire, delete what is old, shred, drop days.
 
-
-@audit.command()
-@click.option(
-    "--head",
-    metavar="MONTH:SEQ:MAC",
-    help="An end of the chain out of the log (audit_head), which it must still hold.",
-)
-def verify(head: str | None) -> None:
-    """Walk the chain and name the first broken row; exit status 1 where there is one."""
-    path = "/v1/audit/verify" + ("" if head is None else f"?head={segment(head)}")
-    found = mapping(session().client.post(path, timeout_s=VERIFY_TIMEOUT_S))
-    if session().as_json:
-        show_json(found)
-    elif found.get("ok"):
-        click.echo(f"All as written: {found['rows']} rows, months: {found['partitions']}.")
-    else:
-        broken = mapping(found["first_broken"])
-        click.echo(
-            f"BROKEN at row {broken['seq']} of {broken['partition']}: {broken['reason']},"
-            f" {broken['detail']} ({found['rows']} rows before it are as written)"
-        )
-    if not found.get("ok"):
+    Exit status 1 where a partition could not be had, which somebody reads for long.
+    """
+    done = mapping(session().client.post("/v1/purge", timeout_s=PURGE_TIMEOUT_S))
+    show_one(done)
+    if done.get("waiting"):
         sys.exit(EXIT_FAILED)
+
+
+@tokens.command()
+def grants() -> None:
+    """What each worker may detokenize, as it is in force."""
+    found = mappings(mapping(session().client.get("/v1/grants")).get("grants"))
+    if not session().as_json:
+        found = [{name: text_of(value) for name, value in grant.items()} for grant in found]
+    show_list(found, GRANT_COLUMNS)

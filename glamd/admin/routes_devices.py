@@ -1,4 +1,7 @@
-"""Admin routes about devices: enrolment, which hands out a key once, and the device's status."""
+"""Admin routes about devices: enrolment, their keys and certificates, and their status.
+
+What is handed out, a private key say, is handed out once.
+"""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -19,16 +22,35 @@ MAX_CSR_CHARS = 16 * 1024
 Change = Callable[[str], Awaitable[Device]]
 
 
+Ksn = Annotated[str, Field(pattern=r"^(?:[0-9A-Fa-f]{20}|[0-9A-Fa-f]{24})$")]
+KeySetName = Annotated[str, Field(min_length=1, max_length=64)]
+Csr = Annotated[str, Field(min_length=1, max_length=MAX_CSR_CHARS)]
+
+
 class EnrollBody(Body):
     """A device to be enrolled; `ksn` is the hex KSN that it was injected with."""
 
     merchant_id: UUID
-    key_set: Annotated[str, Field(min_length=1, max_length=64)]
-    ksn: Annotated[str, Field(pattern=r"^(?:[0-9A-Fa-f]{20}|[0-9A-Fa-f]{24})$")]
+    key_set: KeySetName
+    ksn: Ksn
     serial: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     model: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    csr: Annotated[str, Field(min_length=1, max_length=MAX_CSR_CHARS)] | None = None
+    csr: Csr | None = None
     export_initial_key: bool = False
+
+
+class RekeyBody(Body):
+    """The hex KSN that a device was injected with anew, and under which key set if another."""
+
+    ksn: Ksn
+    key_set: KeySetName | None = None
+    export_initial_key: bool = False
+
+
+class CertificateBody(Body):
+    """A request to be signed; without one the private key is made here."""
+
+    csr: Csr | None = None
 
 
 class DeviceRoutes:
@@ -45,6 +67,8 @@ class DeviceRoutes:
             ("POST", "/v1/devices", self._enroll),
             ("GET", "/v1/devices", self._list),
             ("GET", one, self._show),
+            ("POST", f"{one}/rekey", self._rekey),
+            ("POST", f"{one}/rotate-certificate", self._rotate_certificate),
             ("POST", f"{one}/suspend", self._changing(self._registry.suspend)),
             ("POST", f"{one}/resume", self._changing(self._registry.resume)),
             ("POST", f"{one}/revoke", self._changing(self._registry.revoke)),
@@ -66,6 +90,24 @@ class DeviceRoutes:
             export_initial_key=body.export_initial_key,
         )
         return Answer(data=self._enrolled(enrolled), status=201)
+
+    async def _rekey(self, call: Call) -> Answer:
+        body = await call.json(RekeyBody)
+        rekeyed = await self._registry.rekey(
+            device_in_path(call),
+            ksn=bytes.fromhex(body.ksn),
+            key_set=body.key_set,
+            export_initial_key=body.export_initial_key,
+            actor=call.operator.name,
+        )
+        return Answer(data={"device": _as_json(rekeyed.device), "initial_key": rekeyed.initial_key})
+
+    async def _rotate_certificate(self, call: Call) -> Answer:
+        body = await call.json(CertificateBody)
+        enrolled = await self._registry.rotate_certificate(
+            device_in_path(call), csr_pem=None if body.csr is None else body.csr.encode()
+        )
+        return Answer(data=self._enrolled(enrolled))
 
     def _enrolled(self, enrolled: Enrolled) -> dict[str, object]:
         mqtt = self._facts.mqtt

@@ -1,16 +1,18 @@
 """Admin routes about merchants."""
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Literal, Protocol
 from uuid import UUID
 
 from pydantic import Field
 
 from glamd.admin.query import limit_of, merchant_in_path, uuid_in_query
 from glamd.admin.services import Merchants, NewMerchants
+from glamd.erasure import Erased
 from glamd.http.bodies import Body
 from glamd.http.call import Answer, Call
 from glamd.http.routes import OPERATOR, Route
-from glamd.merchants.store import Merchant
+from glamd.merchants.store import Merchant, SensitiveData, Settings
 
 Text = Annotated[str, Field(min_length=1, max_length=255)]
 
@@ -24,12 +26,27 @@ class MerchantBody(Body):
     merchant_id: UUID | None = None
 
 
+class SettingsBody(Body):
+    """Settings to be changed; what is absent stays."""
+
+    token_ttl_s: int | Literal["default"] | None = None
+    sensitive_data: SensitiveData | None = None
+
+
+class Erasure(Protocol):
+    """The way out for merchants."""
+
+    async def erase(self, merchant_id: UUID, *, actor: str, correlation_id: str) -> Erased:
+        """Delete what there is of one; raises `NotFoundError`, `UnavailableError`."""
+
+
 class MerchantRoutes:
     """Handlers of the routes about merchants."""
 
-    def __init__(self, merchants: Merchants, *, onboarding: NewMerchants) -> None:
+    def __init__(self, merchants: Merchants, *, onboarding: NewMerchants, erasure: Erasure) -> None:
         self._merchants = merchants
         self._onboarding = onboarding
+        self._erasure = erasure
 
     def routes(self) -> tuple[Route, ...]:
         """The table's entries."""
@@ -37,6 +54,8 @@ class MerchantRoutes:
             ("POST", "/v1/merchants", self._create),
             ("GET", "/v1/merchants", self._list),
             ("GET", "/v1/merchants/{merchant_id}", self._show),
+            ("POST", "/v1/merchants/{merchant_id}/settings", self._configure),
+            ("POST", "/v1/merchants/{merchant_id}/erase", self._erase),
         )
         return tuple(
             Route(method=method, path=path, handler=handler, access=(OPERATOR,))
@@ -60,7 +79,35 @@ class MerchantRoutes:
         return Answer(data={"merchants": [_as_json(m) for m in found], "next": following})
 
     async def _show(self, call: Call) -> Answer:
-        return Answer(data=_as_json(await self._merchants.show(merchant_in_path(call))))
+        merchant = await self._merchants.show(merchant_in_path(call))
+        settings = await self._merchants.settings(merchant.merchant_id)
+        return Answer(data=_as_json(merchant) | _settings(settings))
+
+    async def _configure(self, call: Call) -> Answer:
+        merchant_id = merchant_in_path(call)
+        body = await call.json(SettingsBody)
+        changed = await self._merchants.configure(
+            merchant_id, token_ttl_s=body.token_ttl_s, sensitive_data=body.sensitive_data
+        )
+        return Answer(data={"merchant_id": merchant_id, **_settings(changed)})
+
+    async def _erase(self, call: Call) -> Answer:
+        erased = await self._erasure.erase(
+            merchant_in_path(call),
+            actor=call.operator.name,
+            correlation_id=call.correlation_id,
+        )
+        return Answer(data=asdict(erased))
+
+
+def _settings(settings: Settings) -> dict[str, object]:
+    ttl_s = settings.token_ttl_s
+    return {
+        "token_ttl_s": "default" if ttl_s is None else ttl_s,
+        "sensitive_data": settings.sensitive_data,
+        "erase_requested_at": settings.erase_requested_at,
+        "erased_at": settings.erased_at,
+    }
 
 
 def _as_json(merchant: Merchant) -> dict[str, object]:

@@ -1,34 +1,46 @@
-"""Admin routes about payment tokens' metadata and the audit chain. No card data."""
+"""Admin routes about payment tokens' metadata. No card data."""
 
-import re
-from datetime import date
+from dataclasses import asdict
+from typing import Protocol
 
-from glamd.admin.query import wrong
-from glamd.admin.services import Audit, Tokens
+from glamd.admin.services import Tokens
 from glamd.http.call import Answer, Call
 from glamd.http.payment_tokens import as_json, token_of
 from glamd.http.routes import OPERATOR, Route
-from glamd.payments.audit import AuditReport
-from glamd.payments.audit_chain import Head
+from glamd.payments.life.service import Purged
+from glamd.payments.model import DECRYPT_FIELDS, Grant
 
-_HEAD = re.compile(
-    r"((?!0000)[0-9]{4}-(?:0[1-9]|1[0-2]))(?:-01)?:([1-9][0-9]{0,17}):([0-9A-Fa-f]{64})"
-)
+
+class TokenLife(Protocol):
+    """What becomes of tokens after their end."""
+
+    async def purge_now(self) -> Purged:
+        """Everything that is due; raises `UnavailableError`."""
+
+
+class Grants(Protocol):
+    """What workers may look at."""
+
+    @property
+    def grants(self) -> tuple[Grant, ...]:
+        """Those in force, by worker."""
 
 
 class TokenRoutes:
-    """Handlers of the routes about tokens and the audit."""
+    """Handlers of the routes about tokens."""
 
-    def __init__(self, *, tokens: Tokens, audit: Audit) -> None:
+    def __init__(self, tokens: Tokens, *, life: TokenLife, grants: Grants) -> None:
         self._tokens = tokens
-        self._audit = audit
+        self._life = life
+        self._grants = grants
 
     def routes(self) -> tuple[Route, ...]:
         """The table's entries."""
         found = (
             ("GET", "/v1/tokens/{token}", self._show),
             ("POST", "/v1/tokens/{token}/revoke", self._revoke),
-            ("POST", "/v1/audit/verify", self._verify),
+            ("POST", "/v1/purge", self._purge),
+            ("GET", "/v1/grants", self._list_grants),
         )
         return tuple(
             Route(method=method, path=path, handler=handler, access=(OPERATOR,))
@@ -45,34 +57,18 @@ class TokenRoutes:
         )
         return Answer(data={"token": revoked.token, "status": revoked.status})
 
-    async def _verify(self, call: Call) -> Answer:
-        return Answer(data=_report(await self._audit.verify(head=_head_in_query(call))))
+    async def _purge(self, _call: Call) -> Answer:
+        return Answer(data=asdict(await self._life.purge_now()))
+
+    async def _list_grants(self, _call: Call) -> Answer:
+        return Answer(data={"grants": [_grant(grant) for grant in self._grants.grants]})
 
 
-def _head_in_query(call: Call) -> Head | None:
-    """The end of the chain as `audit_head` was logged, None where it is absent."""
-    given = call.request.query.getall("head", [])
-    if not given:
-        return None
-    found = _HEAD.fullmatch(given[0])
-    if len(given) > 1 or found is None:
-        raise wrong("head", "It is one MONTH:SEQ:MAC, as in the log's audit_head.")
-    month, seq, mac = found.groups()
-    return Head(date.fromisoformat(f"{month}-01"), int(seq), bytes.fromhex(mac))
-
-
-def _report(report: AuditReport) -> dict[str, object]:
-    broken = report.first_broken
+def _grant(grant: Grant) -> dict[str, object]:
     return {
-        "ok": report.ok,
-        "rows": report.rows,
-        "partitions": report.partitions,
-        "first_broken": None
-        if broken is None
-        else {
-            "partition": f"{broken.month:%Y-%m}",
-            "seq": broken.seq,
-            "reason": str(broken.reason),
-            "detail": broken.detail,
-        },
+        "worker": grant.worker,
+        "purposes": sorted(grant.purposes),
+        "fields": [field for field in DECRYPT_FIELDS if field in grant.fields],
+        "merchants": sorted(str(merchant_id) for merchant_id in grant.merchants) or "all",
+        "rate_per_s": grant.rate_per_s,
     }

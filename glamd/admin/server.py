@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glamd.admin.minting import Mint
 from glamd.admin.peers import Operators, PeerIdentity
+from glamd.admin.routes_audit import AuditLog, AuditRoutes
 from glamd.admin.routes_billing import BillingAdminRoutes
 from glamd.admin.routes_credentials import CredentialRoutes
 from glamd.admin.routes_daemon import Controls, DaemonRoutes, Facts
@@ -15,13 +16,14 @@ from glamd.admin.routes_devices import DeviceRoutes
 from glamd.admin.routes_events import EventRoutes
 from glamd.admin.routes_import import ImportRoutes
 from glamd.admin.routes_jwt import JwtRoutes
-from glamd.admin.routes_keys import KeyRoutes
+from glamd.admin.routes_key_sets import KeySetRoutes
+from glamd.admin.routes_keys import KeyLifeRoutes, KeyRoutes, Life
 from glamd.admin.routes_ledger import LedgerRoutes
-from glamd.admin.routes_merchants import MerchantRoutes
-from glamd.admin.routes_tokens import TokenRoutes
+from glamd.admin.routes_merchants import Erasure, MerchantRoutes
+from glamd.admin.routes_rewrap import RewrapRoutes
+from glamd.admin.routes_tokens import Grants, TokenLife, TokenRoutes
 from glamd.admin.services import (
     Actors,
-    Audit,
     Credentials,
     Keys,
     Merchants,
@@ -61,7 +63,7 @@ class AdminServer:
         registry: Registry,
         keys: Keys,
         tokens: Tokens,
-        audit: Audit,
+        audit: AuditLog,
         credentials: Credentials,
         importer: OlderTokens,
         revocations: RevokedJwts,
@@ -69,6 +71,11 @@ class AdminServer:
         billing: BillingAdminRoutes,
         events: EventRoutes,
         imports: ImportRoutes,
+        rewrapping: RewrapRoutes,
+        key_life: Life,
+        token_life: TokenLife,
+        grants: Grants,
+        erasure: Erasure,
         mint: Mint | None,
         clock: Clock,
     ) -> None:
@@ -80,16 +87,20 @@ class AdminServer:
         table = RouteTable(
             (
                 *daemon.routes(),
-                *MerchantRoutes(merchants, onboarding=onboarding).routes(),
+                *MerchantRoutes(merchants, onboarding=onboarding, erasure=erasure).routes(),
                 *DeviceRoutes(registry, facts=facts).routes(),
-                *KeyRoutes(keys, development=development).routes(),
-                *TokenRoutes(tokens=tokens, audit=audit).routes(),
+                *KeyRoutes(keys).routes(),
+                *KeyLifeRoutes(key_life).routes(),
+                *KeySetRoutes(keys, development=development).routes(),
+                *TokenRoutes(tokens, life=token_life, grants=grants).routes(),
+                *AuditRoutes(audit).routes(),
                 *CredentialRoutes(credentials, importer=importer, clock=clock).routes(),
                 *JwtRoutes(mint, revocations=revocations).routes(),
                 *money.routes(),
                 *billing.routes(),
                 *events.routes(),
                 *imports.routes(),
+                *rewrapping.routes(),
             )
         )
         pipeline = Pipeline(

@@ -3,26 +3,25 @@
 The real classes fit these; so do the small in-memory ones of the tests. No logic.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 from uuid import UUID
 
-from device_gateway.model import Device, Enrolled
+from device_gateway.model import Device, Enrolled, Rekeyed
 from glamd.actor.reports import SystemStats
 from glamd.credentials.importing.service import OlderBatch, Progress
 from glamd.credentials.model import Access, Accessor, Health, Platform, ShopConnection
 from glamd.crypto.dukpt import Profile
 from glamd.http.services import Tokens
-from glamd.keys.key_sets.store import KeySet
+from glamd.keys.key_sets.service import BdkSource
+from glamd.keys.key_sets.store import KeySet, ListedKeySet
 from glamd.keys.store import KeyVersion
-from glamd.merchants.store import Merchant
-from glamd.payments.audit import AuditReport
-from glamd.payments.audit_chain import Head
+from glamd.merchants.store import Merchant, SensitiveData, Settings
 from glamd.revocations.store import Kind, Revocation
 
 __all__ = [
     "Actors",
-    "Audit",
     "Credentials",
+    "KeySets",
     "Keys",
     "Merchants",
     "NewMerchants",
@@ -63,6 +62,18 @@ class Merchants(Protocol):
     async def show(self, merchant_id: UUID) -> Merchant:
         """One; raises `NotFoundError`."""
 
+    async def settings(self, merchant_id: UUID) -> Settings:
+        """What is set for its tokens; raises `NotFoundError`."""
+
+    async def configure(
+        self,
+        merchant_id: UUID,
+        *,
+        token_ttl_s: int | Literal["default"] | None = None,
+        sensitive_data: SensitiveData | None = None,
+    ) -> Settings:
+        """Change what is not None; raises `InputError`, `NotFoundError`, `ConflictError`."""
+
 
 class Registry(Protocol):
     """Devices by id."""
@@ -88,6 +99,20 @@ class Registry(Protocol):
     async def show(self, device_id: str) -> Device:
         """One; raises `NotFoundError`."""
 
+    async def rekey(
+        self,
+        device_id: str,
+        *,
+        ksn: bytes,
+        key_set: str | None,
+        export_initial_key: bool,
+        actor: str,
+    ) -> Rekeyed:
+        """Note another initial key; raises as `enroll`."""
+
+    async def rotate_certificate(self, device_id: str, *, csr_pem: bytes | None) -> Enrolled:
+        """Give it another certificate; raises `InputError`, `NotFoundError`, `ConflictError`."""
+
     async def suspend(self, device_id: str) -> Device:
         """Refuse its requests; raises `NotFoundError`, `ConflictError`."""
 
@@ -98,29 +123,36 @@ class Registry(Protocol):
         """Cut it off for good; raises `NotFoundError`."""
 
 
-class Keys(Protocol):
-    """Key sets and data keys by name; never a key."""
+class KeySets(Protocol):
+    """Key sets by name; never a key."""
 
     async def import_bdk(
-        self, *, key_set: str, profile: Profile, bdk: bytes, actor: str, counter_window: int = ...
+        self,
+        *,
+        key_set: str,
+        profile: Profile,
+        bdk: BdkSource,
+        actor: str,
+        reader: str = ...,
+        counter_window: int = ...,
     ) -> KeySet:
         """Keep a BDK; raises `InputError`, `ConflictError`."""
 
     async def refused_import(self, *, key_set: str, actor: str, code: str) -> None:
         """Record an import that was refused before it came to a key."""
 
+    async def retire_bdk(self, key_set: str, *, actor: str) -> KeySet:
+        """Take nothing more under it; raises `NotFoundError`."""
+
+    async def list_key_sets(self) -> tuple[ListedKeySet, ...]:
+        """Every key set, and how many devices each has."""
+
+
+class Keys(KeySets, Protocol):
+    """Key sets and data keys by name; never a key."""
+
     async def list_keys(self) -> tuple[KeyVersion, ...]:
         """Every version of every keyring."""
-
-    async def list_key_sets(self) -> tuple[KeySet, ...]:
-        """Every key set."""
-
-
-class Audit(Protocol):
-    """The audit chain."""
-
-    async def verify(self, *, head: Head | None = None) -> AuditReport:
-        """Walk it; it must hold the row of `head`, an end that was logged earlier."""
 
 
 class Credentials(Protocol):

@@ -6,14 +6,18 @@ names another shop: where a refresh token is sent to follows from the domain or 
 version is active is the keyring's to say.
 """
 
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeVar
 from uuid import UUID
 
 import orjson
 
 from glamd.credentials.model import Platform, Secret
+from glamd.db_errors import UnusableKeyError
 from glamd.errors import CryptoError
 from glamd.keys.keyrings import DataKey, Keyring
+
+T = TypeVar("T")
 
 _LENGTH_BYTES: Final = 4
 
@@ -72,6 +76,28 @@ def open_under(key: DataKey, ciphertext: bytes, place: Place) -> Secret:
     if not isinstance(data, dict):
         raise CryptoError("what was sealed as a platform token is none")
     return Secret(data)
+
+
+def reseal(ciphertext: bytes, place: Place, *, old: DataKey, new: DataKey) -> bytes:
+    """The same secret under another key; CryptoError where it was not sealed for this row."""
+    clear = old.sealer.open_sealed(ciphertext, associated_data=_bound_to(place, old.version))
+    try:
+        return new.sealer.seal(clear, associated_data=_bound_to(place, new.version))
+    finally:
+        clear[:] = bytes(len(clear))
+
+
+async def with_usable_key(keyring: Keyring[DataKey], write: Callable[[], Awaitable[T]]) -> T:
+    """What `write` returns, which seals with the active key and commits.
+
+    Where that key was retired by a node whose rotation is not known here yet, the keyring is read
+    anew and `write` called once more.
+    """
+    try:
+        return await write()
+    except UnusableKeyError:
+        await keyring.reload()
+        return await write()
 
 
 def _bound_to(place: Place, key_version: str) -> bytes:

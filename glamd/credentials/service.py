@@ -112,6 +112,22 @@ class PlatformTokens:
         The id and the access counters stay through a replacement; what is known of refreshes goes.
         UnavailableError; what `keep` raises, after which nothing is stored.
         """
+        token_id, key_version = await sealing.with_usable_key(
+            self._keyring, lambda: self._store(new, accessor, keep)
+        )
+        _count("store")
+        log.info(
+            "platform_token_stored",
+            token_id=str(token_id),
+            merchant_id=str(new.merchant_id),
+            platform=new.platform,
+            key_version=key_version,
+        )
+        return token_id
+
+    async def _store(
+        self, new: NewToken, accessor: Accessor, keep: Keep[UUID] | None
+    ) -> tuple[UUID, str]:
         now = self._clock.now()
         ciphertext, key_version = sealing.seal(self._keyring, new.secret, new)
         async with self._database.transaction() as connection:
@@ -136,15 +152,7 @@ class PlatformTokens:
             )
             if keep is not None:
                 await keep(connection, token_id)
-        _count("store")
-        log.info(
-            "platform_token_stored",
-            token_id=str(token_id),
-            merchant_id=str(new.merchant_id),
-            platform=new.platform,
-            key_version=key_version,
-        )
-        return token_id
+        return token_id, key_version
 
     async def read(
         self, merchant_id: UUID, *, platform: Platform | None, accessor: Accessor
@@ -192,6 +200,23 @@ class PlatformTokens:
             platform=platform,
         )
         return token_id is not None
+
+    async def forget(self, merchant_id: UUID, *, accessor: Accessor) -> int:
+        """Delete all tokens of a merchant for good; how many there were. UnavailableError."""
+        async with self._database.transaction() as connection:
+            gone = await store.forget(connection, merchant_id)
+            await store.log_accesses(
+                connection,
+                gone,
+                at=self._clock.now(),
+                merchant_id=merchant_id,
+                action="delete",
+                accessor=accessor,
+            )
+        for _ in gone:
+            _count("delete")
+        log.info("platform_tokens_forgotten", merchant_id=str(merchant_id), count=len(gone))
+        return len(gone)
 
     async def refused(
         self,

@@ -85,6 +85,10 @@ _DELETE: Final = """
 DELETE FROM glam.platform_tokens WHERE merchant_id = $1 AND platform = $2 RETURNING token_id
 """
 
+_FORGET: Final = """
+DELETE FROM glam.platform_tokens WHERE merchant_id = $1 RETURNING platform, token_id
+"""
+
 _LOG: Final = """
 INSERT INTO glam.token_access_log
     (at, merchant_id, action, actor_kind, actor, request_id, correlation_id, ip,
@@ -223,6 +227,12 @@ async def remove(connection: Connection, merchant_id: UUID, platform: Platform) 
     """Delete the token; the id that it had, or None where there was none."""
     found: UUID | None = await connection.fetchval(_DELETE, merchant_id, platform)
     return found
+
+
+async def forget(connection: Connection, merchant_id: UUID) -> list[Touched]:
+    """Delete all of the merchant's tokens; which they were."""
+    rows = await connection.fetch(_FORGET, merchant_id)
+    return [Touched(platform=row["platform"], token_id=row["token_id"], error=None) for row in rows]
 
 
 async def log_access(

@@ -59,9 +59,11 @@ class KeyTree:
         garbage collector comes by.
         """
         self._rule = rule
-        self._root: bytes | None = initial_key
+        # What is held for long is held in bytearrays, which `forget` can overwrite. The bytes that
+        # a derivation takes and makes live as long as one message, and are freed as they are.
+        self._root: bytearray | None = bytearray(initial_key)
         self._step = step
-        self._held: dict[int, tuple[int, bytes]] = {}
+        self._held: dict[int, tuple[int, bytearray]] = {}
 
     def key_at(self, counter: int) -> bytes:
         """The key of this counter.
@@ -82,24 +84,34 @@ class KeyTree:
         while missing:
             ancestor = missing.pop()
             key = self._step(key, ancestor)
-            held[ancestor & -ancestor] = (ancestor, key)
+            bit = ancestor & -ancestor
+            before = held.get(bit)
+            if before is None:
+                held[bit] = (ancestor, bytearray(key))
+            else:
+                before[1][:] = key
+                held[bit] = (ancestor, before[1])
         return key
 
-    def _nearest(self, counter: int, root: bytes) -> tuple[bytes, list[int]]:
+    def _nearest(self, counter: int, root: bytearray) -> tuple[bytes, list[int]]:
         """The key of the nearest ancestor that is held, and the counters to derive, lowest last."""
         missing: list[int] = []
         while counter:
             held = self._held.get(counter & -counter)
             if held is not None and held[0] == counter:
-                return held[1], missing
+                return bytes(held[1]), missing
             missing.append(counter)
             counter &= counter - 1
-        return root, missing
+        return bytes(root), missing
 
     def forget(self) -> None:
-        """Drop the initial key and every key that is held; `key_at` raises from now on."""
-        self._root = None
+        """Overwrite and drop the initial key and every held one; `key_at` raises from now on."""
+        for _, key in self._held.values():
+            key[:] = bytes(len(key))
         self._held.clear()
+        if self._root is not None:
+            self._root[:] = bytes(len(self._root))
+            self._root = None
 
     def __len__(self) -> int:
         """How many derived keys are held, at most `rule.width_bits`."""

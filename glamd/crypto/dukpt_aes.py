@@ -107,8 +107,21 @@ class Derivation:
 
     def derive(self, key: bytes, counter: int) -> bytes:
         """6.3.1: the derived key, as long as its type says. One AES operation per 16 bytes."""
-        data = counter.to_bytes(_COUNTER_BYTES, "big").join(self._heads)
-        return encrypt_aes(key, data)[: self._length_bytes]
+        return encrypt_aes(key, self.data(counter))[: self._length_bytes]
+
+    def data(self, counter: int) -> bytes:
+        """6.3.3: the derivation data itself, a block of 16 bytes for every 16 bytes of the key."""
+        return counter.to_bytes(_COUNTER_BYTES, "big").join(self._heads)
+
+
+def initial_key_data(key_type: KeyType, key_id: bytes) -> bytes:
+    """6.3.3: what a BDK of this type encrypts (ECB) to an initial key, for who holds it elsewhere.
+
+    One or two blocks of 16 bytes; the key is the leftmost part of the ciphertext, as long as its
+    type says. Raises `InputError` for a `key_id` that is not 8 bytes.
+    """
+    derivation, counter = _initial_key_derivation(key_type, key_id)
+    return derivation.data(counter)
 
 
 def initial_key(bdk: bytes, key_id: bytes) -> bytes:
@@ -117,10 +130,15 @@ def initial_key(bdk: bytes, key_id: bytes) -> bytes:
     Raises `InputError` for another length of the BDK or of `key_id` (8 bytes).
     """
     key_type = KeyType.of_derivation_key(bdk, "bdk")
+    derivation, counter = _initial_key_derivation(key_type, key_id)
+    return derivation.derive(bytes(bdk), counter)
+
+
+def _initial_key_derivation(key_type: KeyType, key_id: bytes) -> tuple[Derivation, int]:
     _check_key_id(key_id)
     # 6.3.2, table 3: here the whole id stands where later its right half and the counter do.
     derivation = Derivation(_INITIAL_KEY_USAGE, key_type, bytes(key_id[:_HALF_ID_BYTES]))
-    return derivation.derive(bytes(bdk), int.from_bytes(key_id[_HALF_ID_BYTES:], "big"))
+    return derivation, int.from_bytes(key_id[_HALF_ID_BYTES:], "big")
 
 
 def update_key(initial_key: bytes, key_id: bytes, key_type: KeyType) -> bytes:

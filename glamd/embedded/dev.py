@@ -86,7 +86,7 @@ async def _start(
     nats = EmbeddedBus(state_dir)
     bus = await stack.enter_async_context(_kept(nats, stop_requested))
     screen.step("migrations")
-    await migrate.upgrade(urls.app)
+    await migrate.upgrade(urls.owner)
     screen.step("certificates, keys, secrets")
     clock = SystemClock()
     certificates = DevelopmentCertificates(state_dir, clock)
@@ -256,10 +256,11 @@ async def database(
     given = os.environ.get("DATABASE_URL")
     if given:
         screen.step("PostgreSQL of DATABASE_URL")
-        yield PostgresUrls(app=given, admin=given)
+        yield PostgresUrls(app=given, admin=given, owner=given)
         return
     screen.step("PostgreSQL, embedded")
-    async with _kept(EmbeddedPostgres(state_dir), stop_requested) as urls:
+    server = EmbeddedPostgres(state_dir, separate_owner=True)
+    async with _kept(server, stop_requested) as urls:
         yield urls
 
 

@@ -46,7 +46,10 @@ COPY_ROOT: Final = Path("/var/cache/glamd")
 HOST: Final = "127.0.0.1"
 ADMIN: Final = "postgres"
 APP: Final = "glamd"
-"""The login of the daemon and the name of its database, which it owns."""
+"""The login of the daemon and the name of its database."""
+
+DAEMON_ROLE: Final = "glamd_daemon"
+"""What the migrations grant the daemon's rights to; its login is a member."""
 
 PORTS: Final = range(20000, 32000)
 """Below the ports that the kernel gives to outgoing connections: while the server is down, a client
@@ -63,22 +66,33 @@ MAX_CONNECTIONS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class PostgresUrls:
-    """How to reach the server: `app` as the daemon's login, `admin` as the superuser."""
+    """How to reach the server: as the daemon's login, the superuser, and who owns the tables."""
 
     app: str = field(repr=False)
     admin: str = field(repr=False)
+    owner: str = field(repr=False)
 
 
 class EmbeddedPostgres:
     """A supervised PostgreSQL 18 on loopback whose data outlives it in the state directory.
 
-    `port` 0 takes any free one, which is then kept for as long as this object lives.
+    `port` 0 takes any free one, which is then kept for as long as this object lives. The daemon's
+    login owns its database and may make others, as a test likes it; with `separate_owner` it owns
+    nothing, and a cluster in which it once did is changed at the start.
     """
 
-    def __init__(self, state_dir: Path, *, port: int = 0, copy_root: Path = COPY_ROOT) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        port: int = 0,
+        copy_root: Path = COPY_ROOT,
+        separate_owner: bool = False,
+    ) -> None:
         self._home = state_dir.absolute() / "postgres"
         self._port = port
         self._copy_root = copy_root
+        self._separate_owner = separate_owner
         self._identity: Identity | None = None
         self._bin = Path()
         self._passwords: dict[str, str] = {}
@@ -111,8 +125,11 @@ class EmbeddedPostgres:
         self._child = Child(self._server(), self._answers)
         await self._child.start()
         await self._make_login_and_database()
+        if self._separate_owner:
+            await self._dispossess()
         log.info("postgres_started", port=self._port, pid=self.pid)
-        return PostgresUrls(app=self._url(APP), admin=self._url(ADMIN))
+        owner = ADMIN if self._separate_owner else APP
+        return PostgresUrls(app=self._url(APP), admin=self._url(ADMIN), owner=self._url(owner))
 
     async def stop(self) -> None:
         """Stop the server in good order: sessions are ended, a checkpoint is written."""
@@ -241,6 +258,29 @@ class EmbeddedPostgres:
                 )
             if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", APP):
                 await connection.execute(f"CREATE DATABASE {APP} OWNER {APP}")
+            if not await connection.fetchval(
+                "SELECT 1 FROM pg_roles WHERE rolname = $1", DAEMON_ROLE
+            ):
+                await connection.execute(f"CREATE ROLE {DAEMON_ROLE} NOLOGIN")
+            await connection.execute(f"GRANT {DAEMON_ROLE} TO {APP}")
+        finally:
+            await connection.close(timeout=CONNECT_TIMEOUT_S)
+
+    async def _dispossess(self) -> None:
+        """Leave the daemon's login nothing but what its role has, also of what it made earlier.
+
+        What a table's owner may do nobody can take from it: it could change the audit log.
+        """
+        connection = await asyncpg.connect(
+            self._url(ADMIN), timeout=CONNECT_TIMEOUT_S, command_timeout=30
+        )
+        try:
+            # The database itself is among what is given away.
+            await connection.execute(
+                f"REASSIGN OWNED BY {APP} TO {ADMIN}; ALTER ROLE {APP} NOCREATEDB;"
+                f"REVOKE CREATE, TEMPORARY ON DATABASE {APP} FROM PUBLIC, {APP};"
+                f"REVOKE CREATE ON SCHEMA public FROM PUBLIC, {APP}"
+            )
         finally:
             await connection.close(timeout=CONNECT_TIMEOUT_S)
 

@@ -1,7 +1,8 @@
-"""How bearers fared: `glamd_http_auth_total` by kind and outcome.
+"""How callers fared: `glamd_http_auth_total` by kind and outcome.
 
-`cached` and `verified` are believed, every other outcome is a `jws.Reason`. Who is refused is of
-kind `unknown`, since nothing that such a token says is believed.
+`cached` and `verified` are believed, every other outcome is a `jws.Reason` or a
+`certificates.Reason`. Who is refused is of kind `unknown`, since nothing that such a token or
+certificate says is believed.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ class Outcomes(Collector):
     """Plain integers: a counter of the client library's takes a lock, at each request."""
 
     def __init__(self) -> None:
-        self.cached = {"client": 0, "internal": 0}
+        self.cached = {"client": 0, "internal": 0, "worker": 0, "device": 0}
         self._others: Counter[tuple[str, str]] = Counter()
 
     def count(self, kind: str, outcome: str) -> None:
@@ -28,7 +29,9 @@ class Outcomes(Collector):
     def collect(self) -> Iterable[Metric]:
         """The family of this moment."""
         family = CounterMetricFamily(
-            "glamd_http_auth", "Bearers, by what became of them.", labels=["kind", "outcome"]
+            "glamd_http_auth",
+            "Callers, by what became of them.",
+            labels=["kind", "outcome"],
         )
         for kind, number in self.cached.items():
             family.add_metric([kind, "cached"], number)

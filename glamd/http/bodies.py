@@ -110,16 +110,9 @@ async def read_body(request: web.BaseRequest, limits: HttpLimits) -> bytes:
 def parse_json(request: web.BaseRequest, raw: bytes, model: type[_Model]) -> _Model:
     """The body as `model`.
 
-    Raises `InputError`: `UNSUPPORTED_MEDIA_TYPE`, `MALFORMED_JSON` (not JSON, not UTF-8, a
-    duplicate name, NaN, too deep), `BODY_TOO_LARGE` (too many values), or `VALIDATION_ERROR` with
-    the fields.
+    Raises `InputError` as `parse_any` does, or `VALIDATION_ERROR` with the fields.
     """
-    charset = (request.charset or "utf-8").lower()
-    if request.content_type != "application/json" or charset not in ("utf-8", "utf8"):
-        raise InputError(
-            "The body must be application/json in UTF-8.", code="UNSUPPORTED_MEDIA_TYPE"
-        )
-    _refuse_malformed(raw)
+    parse_any(request, raw)
     try:
         body = model.model_validate_json(raw)
     except ValidationError as error:
@@ -133,14 +126,30 @@ def parse_json(request: web.BaseRequest, raw: bytes, model: type[_Model]) -> _Mo
     return body
 
 
-def _refuse_malformed(raw: bytes) -> None:
+def parse_any(request: web.BaseRequest, raw: bytes) -> object:
+    """The body as whatever JSON it is, for who judges it by rules of their own.
+
+    Raises `InputError`: `UNSUPPORTED_MEDIA_TYPE`, `MALFORMED_JSON` (not JSON, not UTF-8, a
+    duplicate name, NaN, too deep), or `BODY_TOO_LARGE` (too many values).
+    """
+    charset = (request.charset or "utf-8").lower()
+    if request.content_type != "application/json" or charset not in ("utf-8", "utf8"):
+        raise InputError(
+            "The body must be application/json in UTF-8.", code="UNSUPPORTED_MEDIA_TYPE"
+        )
+    return _tree(raw)
+
+
+def _tree(raw: bytes) -> object:
     try:
-        _refuse_excess(orjson.loads(raw))
+        tree: object = orjson.loads(raw)
+        _refuse_excess(tree)
         # orjson is the judge of syntax and silently takes the last of two equal names; the
         # standard library's parser is the one that lets us see both.
         json.loads(raw, object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError):
         raise _malformed() from None
+    return tree
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:

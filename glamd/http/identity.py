@@ -1,4 +1,4 @@
-"""Who a caller can be. Pure data; how each is recognised stands in `auth`, `worker` and the admin.
+"""Who a caller can be. Pure data; how each is recognised: `auth`, `certificates` and the admin.
 
 Scopes are what a token said; whether they suffice is decided by the route table.
 """
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from uuid import UUID
 
-Kind = Literal["nobody", "client", "internal", "worker", "operator"]
+Kind = Literal["nobody", "client", "internal", "worker", "device", "operator"]
 
 NO_SCOPES: frozenset[str] = frozenset()
 
@@ -56,6 +56,16 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A terminal, by the common name of its client certificate, which is its device id."""
+
+    name: str
+    certificate_sha256: str
+    scopes: frozenset[str] = NO_SCOPES
+    kind: Kind = "device"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
     """A local user at the admin socket, by the kernel's word."""
 
@@ -73,4 +83,4 @@ class Operator:
 
 NOBODY = Nobody()
 
-Identity = Nobody | Client | Internal | Worker | Operator
+Identity = Nobody | Client | Internal | Worker | Device | Operator

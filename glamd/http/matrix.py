@@ -16,7 +16,7 @@ from glamd.http.routes import Access, Route
 BEGIN: Final = "<!-- matrix: written by `make docs` -->"
 END: Final = "<!-- end of matrix -->"
 
-_KINDS: Final[tuple[Kind, ...]] = ("client", "internal", "worker")
+_KINDS: Final[tuple[Kind, ...]] = ("client", "internal", "worker", "device")
 _OWNED: Final = {
     "own": "its own merchant's",
     "any": "any merchant's",
@@ -28,8 +28,8 @@ _OWNED: Final = {
 def table() -> str:
     """The matrix of both listeners in Markdown."""
     lines = [
-        "| method and path | listener | no identity | client | internal service | worker |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| method and path | listener | no identity | client | internal | worker | device |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *_rows(api_routes(), "api"),
         *_rows(worker_routes(), "worker"),
     ]
@@ -51,11 +51,11 @@ def _rows(routes: Iterable[Route], listener: str) -> Iterable[str]:
         cells = ["yes" if route.public else "401"]
         cells += [_cell(access.get(kind), public=route.public) for kind in _KINDS]
         if listener == "worker":
-            # Nobody without a worker's certificate gets as far as HTTP there.
+            # Nobody without a certificate gets as far as HTTP there.
             cells[:3] = ["no TLS"] * 3
         elif not route.public:
             # A certificate says nothing here, where nobody is asked for one.
-            cells[3] = "401"
+            cells[3:] = ["401"] * 2
         yield f"| `{route.method} {route.path}` | {listener} | {' | '.join(cells)} |"
 
 

@@ -81,8 +81,9 @@ class Pipeline:
         Where `authenticate` is `Remembering`, it is asked for what it does not remember only while
         the caller's address is within its rate: whoever guesses pays for the guesses.
 
-        `refused` is told when a caller was recognised and kept from the handler; what it raises is
-        answered instead. Without `cors` no answer says a word to browsers.
+        `refused` is told when a caller was kept from the handler, as nobody where it was not
+        recognised; what it raises is answered instead. Without `cors` no answer says a word to
+        browsers.
         """
         self._table = table
         self._authenticate = authenticate
@@ -186,10 +187,10 @@ class Pipeline:
                 self._limit(f"ip:{call.ip}")
             return answer
         known = None if self._remembering is None else self._remembering.cached(request)
-        call.identity = known or await self._recognised(call)
-        if isinstance(call.identity, Client):
-            bind_merchant(call.identity.name)
         try:
+            call.identity = known or await self._recognised(call)
+            if isinstance(call.identity, Client):
+                bind_merchant(call.identity.name)
             self._admit(call, route)
         except GlamError as error:
             if self._refused is not None:

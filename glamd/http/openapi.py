@@ -18,6 +18,7 @@ from glamd.billing.webhooks.service import Webhooks
 from glamd.clock import Clock
 from glamd.http.billing import BillingRoutes
 from glamd.http.credits import CreditRoutes
+from glamd.http.detokenizing import DetokenizeRoutes
 from glamd.http.docs_page import docs_routes
 from glamd.http.health import Health, health_routes
 from glamd.http.idempotent import Once
@@ -35,16 +36,17 @@ from glamd.http.openapi_schemas import (
 from glamd.http.operation import JSON, Operation, Param
 from glamd.http.payment_tokens import PaymentTokenRoutes
 from glamd.http.platform_tokens import PlatformTokenRoutes
-from glamd.http.routes import Access, Route
-from glamd.http.services import Detokenizer, PlatformVault, Tokens
+from glamd.http.routes import DEVICE, Access, Route
+from glamd.http.services import Detokenizer, PlatformVault, Submissions, Tokens
+from glamd.http.submissions import SubmissionRoutes
 from glamd.http.webhooks import WebhookRoutes
-from glamd.http.worker import DecryptRoutes
 from glamd.ledger.service import Ledger
 
 _ABOUT: Final = """\
 Payment tokens, credits, billing and platform tokens, over two listeners. The **api listener** is
 for storefront back ends (clients) and internal services, who bring a JWT; the **workers' listener**
-is for authorized workers, who bring a certificate. Who may call a route is said at each.
+is for authorized workers and for devices, who bring a certificate. Who may call a route is said at
+each.
 
 **Answers.** A success is `{"data": …, "meta": …}`, a list has `pagination` too. An error is
 `application/problem+json` (RFC 9457) with a stable `code`, and the same again under `error` for
@@ -93,16 +95,23 @@ _SECURITY: Final[Json] = {
         "description": "A client certificate of the workers' CA with exactly one URI name, "
         "`spiffe://<trust-domain>/worker/<name>`.",
     },
+    "deviceCertificate": {
+        "type": "mutualTLS",
+        "description": "The client certificate that the device was given last; its CN is the "
+        "device's id.",
+    },
 }
 _SCHEME: Final = {
     "client": "clientToken",
     "internal": "internalToken",
     "worker": "workerCertificate",
+    "device": "deviceCertificate",
 }
 _CALLER: Final = {
     "client": "a client",
     "internal": "an internal service",
     "worker": "a worker",
+    "device": "a device",
 }
 _OWNED: Final = {
     "own": "for its own merchant",
@@ -110,6 +119,7 @@ _OWNED: Final = {
     "grant": "within its grant",
     "nobody's": "",
 }
+_API_SERVER: Final[Json] = {"url": "/", "description": "The api listener."}
 _WORKERS_SERVER: Final[Json] = {
     "url": "https://{workers_listener}",
     "description": "The workers' listener: mutual TLS, on a port of its own.",
@@ -176,6 +186,7 @@ def api_routes() -> tuple[Route, ...]:
     """Every route of the api listener, to be read: there is nobody behind them."""
     return (
         *PaymentTokenRoutes(cast("Tokens", None)).routes(),
+        *SubmissionRoutes(cast("Submissions", None)).routes(),
         *PlatformTokenRoutes(
             cast("PlatformVault", None), once=cast("Once", None), clock=cast("Clock", None)
         ).routes(),
@@ -190,7 +201,8 @@ def api_routes() -> tuple[Route, ...]:
 def worker_routes() -> tuple[Route, ...]:
     """Every route of the workers' listener, to be read: there is nobody behind them."""
     return (
-        *DecryptRoutes(cast("Detokenizer", None)).routes(),
+        *DetokenizeRoutes(cast("Detokenizer", None)).routes(),
+        *SubmissionRoutes(cast("Submissions", None)).routes(),
         *health_routes(cast("Health", None)),
     )
 
@@ -214,7 +226,9 @@ def document(*, api: Sequence[Route], workers: Sequence[Route]) -> Json:
     paths: dict[str, Json] = {}
     for route in sorted(every, key=lambda route: (route.path, route.method)):
         told = _operation(route, schemas, problems)
-        if route in only_workers:
+        if DEVICE in route.access:
+            told["servers"] = [_API_SERVER, _WORKERS_SERVER]
+        elif route in only_workers:
             told["servers"] = [_WORKERS_SERVER]
             told["description"] = f"{told['description']}\n\n**Where:** the workers' listener."
         paths.setdefault(route.path, {})[route.method.lower()] = told
@@ -229,7 +243,7 @@ def document(*, api: Sequence[Route], workers: Sequence[Route]) -> Json:
             "description": _ABOUT,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": "/", "description": "The api listener."}],
+        "servers": [_API_SERVER],
         "tags": [
             {"name": name, "description": text} for name, text in TAGS.items() if name in used
         ],

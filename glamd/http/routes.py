@@ -52,6 +52,7 @@ def internal(*scopes: str, services: Iterable[str] | None = None) -> Access:
 
 
 WORKER = Access(kind="worker", owner="grant")
+DEVICE = Access(kind="device", owner="own")
 OPERATOR = Access(kind="operator", owner="any")
 
 

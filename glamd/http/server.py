@@ -24,7 +24,8 @@ from glamd.http.openapi import published
 from glamd.http.payment_tokens import PaymentTokenRoutes
 from glamd.http.platform_tokens import PlatformTokenRoutes
 from glamd.http.routes import RouteTable
-from glamd.http.services import PlatformVault, Tokens
+from glamd.http.services import PlatformVault, Submissions, Tokens
+from glamd.http.submissions import SubmissionRoutes
 from glamd.http.webhooks import WebhookRoutes
 from glamd.idempotency import IdempotencyKeys
 from glamd.ledger.service import Ledger
@@ -39,6 +40,7 @@ class ApiServer:
         self,
         *,
         tokens: Tokens,
+        submissions: Submissions,
         platform_tokens: PlatformVault,
         readers: Iterable[str],
         ledger: Ledger,
@@ -63,6 +65,7 @@ class ApiServer:
         shops = PlatformTokenRoutes(platform_tokens, once=once, clock=clock, readers=readers)
         routes = (
             *PaymentTokenRoutes(tokens).routes(),
+            *SubmissionRoutes(submissions).routes(),
             *shops.routes(),
             *CreditRoutes(ledger).routes(),
             *BillingRoutes(billing, once=once).routes(),

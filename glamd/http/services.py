@@ -3,12 +3,15 @@
 The capabilities' own classes fit these; so do the small in-memory ones of the tests. No logic.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 from uuid import UUID
 
 from glamd.credentials.model import Accessor, Action, NewToken, Platform, Reading
 from glamd.idempotency import Keep
 from glamd.payments.model import Look, PaymentToken, TokenPage
+
+LookAction = Literal["decrypt", "authorized"]
+"""What a worker wanted of a token."""
 
 
 class Tokens(Protocol):
@@ -38,8 +41,27 @@ class Detokenizer(Protocol):
         `GoneError` `TOKEN_EXPIRED` or `TOKEN_REVOKED`, `RateLimitedError`, `UnavailableError`.
         """
 
-    async def refused(self, look: Look, code: str) -> None:
+    async def authorized(self, look: Look) -> PaymentToken:
+        """Erase the sensitive authentication data, repeatable; raises as `decrypt` does."""
+
+    async def refused(self, look: Look, code: str, *, action: LookAction = "decrypt") -> None:
         """Audit an attempt that was refused before it came here; raises `UnavailableError`."""
+
+
+class Submissions(Protocol):
+    """Where devices' requests go that come over HTTP: to the sessions that MQTT feeds."""
+
+    async def admission(self, device_id: str, certificate_sha256: str) -> None:
+        """Let a device in, or not, by the certificate that it shows (hex of its DER's SHA-256).
+
+        Raises `ForbiddenError` with a code that begins with `DEVICE_`, `UnavailableError`.
+        """
+
+    async def submit(self, device_id: str, payload: bytes) -> bytes:
+        """The answer of the MQTT contract to one tokenize request of it, errors included.
+
+        Raises `InputError` `MALFORMED` or `UNSUPPORTED` for what is none, naming the field.
+        """
 
 
 class PlatformVault(Protocol):

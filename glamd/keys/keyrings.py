@@ -1,17 +1,17 @@
 """Keyrings: the data keys by name and version, unwrapped once and then in memory.
 
 A version that another node made is fetched when a row names it. The tables' states are respected:
-one version is active, destroyed ones are gone, all others open what they sealed. Making a further
-version, re-encrypting and destroying do not live here, nor does anything that uses a key.
+one version is active, destroyed ones are gone, all others open what they sealed. When a version is
+rotated, retired and destroyed is for `lifecycle`; nothing that uses a key lives here either.
 """
 
 import asyncio
 import hmac
 import os
-import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 import structlog
 from prometheus_client import Gauge
@@ -20,10 +20,11 @@ from glamd.clock import Clock
 from glamd.crypto import kcv
 from glamd.crypto.aead import Sealer
 from glamd.db import Database
-from glamd.errors import ConfigError, CryptoError
+from glamd.errors import ConfigError, CryptoError, GlamError
 from glamd.keys import store
 from glamd.keys.providers.interface import Providers, within
-from glamd.keys.store import KeyVersion, Schema
+from glamd.keys.store import STATUSES, KeyVersion, NewKey, Schema
+from glamd.keys.version_names import is_name
 
 PAYMENT_TOKENS: Final = "payment-tokens"
 PLATFORM_TOKENS: Final = "platform-tokens"
@@ -35,9 +36,9 @@ KEY_BYTES: Final = 32
 
 log = structlog.get_logger()
 
-_VERSION = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
-
-_VERSIONS = Gauge("glamd_keys_versions_count", "Key versions in memory.", ["keyring"])
+_VERSIONS = Gauge(
+    "glamd_keys_versions_count", "Key versions, by what they are for.", ["keyring", "status"]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,8 @@ class Keyring(Generic[K]):
         schema: Schema = "cde",
     ) -> None:
         self.name = name
-        self._schema = schema
-        self._database = database
+        self.schema: Final[Schema] = schema
+        self.database: Final = database
         self._providers = providers
         self._make = make
         self._reloading = asyncio.Lock()
@@ -108,7 +109,7 @@ class Keyring(Generic[K]):
             # Whoever waited for the lock finds what the one before has fetched.
             key = self._by_version.get(version)
             if key is None:
-                await self.reload()
+                await self._read()
                 key = self._by_version.get(version)
         if key is not None:
             return key
@@ -121,7 +122,12 @@ class Keyring(Generic[K]):
 
         CryptoError, UnavailableError; on any error what is in memory stays as it was.
         """
-        rows = await store.keys(self._database, self._schema, self.name)
+        # One after the other: a slow look must not put back what a later one has replaced.
+        async with self._reloading:
+            await self._read()
+
+    async def _read(self) -> None:
+        rows = await store.keys(self.database, self.schema, self.name)
         loaded: dict[str, K] = {}
         active = None
         for row in rows:
@@ -136,7 +142,9 @@ class Keyring(Generic[K]):
         self._by_version = loaded
         self._destroyed = frozenset(row.version for row in rows if row.wrapped_key is None)
         self._active = active
-        _VERSIONS.labels(self.name).set(len(loaded))
+        count = Counter(row.status for row in rows)
+        for status in STATUSES:
+            _VERSIONS.labels(self.name, status).set(count[status])
 
     async def _unwrap(self, row: KeyVersion, wrapped: bytes) -> K:
         provider = self._providers.by_name(row.provider)
@@ -152,9 +160,9 @@ class Keyring(Generic[K]):
         ConfigError when a key does not unwrap (the wrong KEK), no version is active or
         `first_version` is no name; UnavailableError when the database or the provider is away.
         """
-        if not _VERSION.fullmatch(first_version):
+        if not is_name(first_version):
             raise ConfigError("The first key version is 1 to 32 letters, digits, '_', '.' or '-'.")
-        if not await store.keys(self._database, self._schema, self.name):
+        if not await store.keys(self.database, self.schema, self.name):
             await self._make_first(first_version, clock)
         try:
             await self.reload()
@@ -162,25 +170,58 @@ class Keyring(Generic[K]):
             raise ConfigError(f"The keys cannot be used: {error.message}.") from None
         log.info("keyring_loaded", keyring=self.name, kcvs=self.kcvs)
 
-    async def _make_first(self, version: str, clock: Clock) -> None:
-        """Two nodes may try at once; one of them wins."""
+    async def make(self, version: str) -> NewKey:
+        """A random key under this name, wrapped by the current provider, in no table yet.
+
+        UnavailableError when the provider is away.
+        """
         key = os.urandom(KEY_BYTES)
         provider = self._providers.current
         context = _context(self.name, version)
         wrapped = await within(provider, provider.wrap(key, context=context))
-        await store.add_first_key(
-            self._database,
-            self._schema,
+        return NewKey(
             keyring=self.name,
             version=version,
             wrapped_key=wrapped,
             provider=provider.name,
             kcv=_kcv(key),
-            at=clock.now(),
         )
+
+    async def _make_first(self, version: str, clock: Clock) -> None:
+        """Two nodes may try at once; one of them wins."""
+        key = await self.make(version)
+        async with self.database.connection() as connection:
+            await store.add_first_key(connection, self.schema, key, at=clock.now())
 
     def __repr__(self) -> str:
         return f"<Keyring {self.name}, versions {', '.join(self._by_version)}, keys masked>"
+
+
+AnyKeyring: TypeAlias = Keyring[DataKey] | Keyring[MacKey]
+
+
+class KeyringWatch:
+    """Reads every keyring at a steady beat: what another node rotates or destroys is known here."""
+
+    def __init__(self, keyrings: Sequence[AnyKeyring], *, interval_s: float) -> None:
+        self._keyrings = tuple(keyrings)
+        self._interval_s = interval_s
+
+    async def run(self) -> None:
+        """Look at every beat until cancelled; what is in memory goes on working meanwhile."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            await self.look()
+
+    async def look(self) -> None:
+        """Read every keyring once; one that cannot be read is logged and stays as it was."""
+        for keyring in self._keyrings:
+            try:
+                await keyring.reload()
+            except GlamError as error:
+                log.warning(
+                    "keyring_not_reloaded", keyring=keyring.name, code=error.code, why=error.message
+                )
 
 
 class Keyrings:
@@ -210,7 +251,7 @@ class Keyrings:
             await keyring.load(clock, first_version)
         return keyrings
 
-    def all(self) -> Sequence[Keyring[DataKey] | Keyring[MacKey]]:
+    def all(self) -> Sequence[AnyKeyring]:
         """Every keyring."""
         return (self.payment_tokens, self.fingerprints, self.audit)
 

@@ -1,44 +1,121 @@
-"""The rows of data keys: `encryption_keys` of either schema. SQL in, rows out.
+"""The rows of data keys: `encryption_keys` and `reencryptions` of either schema. SQL in, rows out.
 
-What is wrapped stays wrapped in here; opening it is for `keyrings`.
+What is wrapped stays wrapped in here; opening it is for `keyrings`. Which step is allowed when is
+for `lifecycle`, and the rows that the keys have sealed are in the stores of those who own them.
 """
 
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Final, Literal, cast
+from datetime import datetime, timedelta
+from typing import Final, Literal, cast, get_args
 
-from glamd.db import Database
+from glamd.db import Connection, Database, Row
 
 KeyStatus = Literal["active", "decrypt-only", "retired", "destroyed"]
+STATUSES: Final[tuple[KeyStatus, ...]] = get_args(KeyStatus)
 Schema = Literal["cde", "glam"]
 """Whose data keys: those of card data, or those of the rest, perhaps on another server."""
 
 KEYS_LIMIT: Final = 10_000
 """Key versions read at once; far more than anybody has."""
 
-_KEYS_OF: Final = """
-SELECT keyring, version, wrapped_key, provider, kcv, status,
-       created_at, activated_at, retired_at, destroyed_at
-FROM {schema}.encryption_keys
+
+def _both(sql: str) -> dict[Schema, str]:
+    """A statement for either schema."""
+    return {"cde": sql.format(schema="cde"), "glam": sql.format(schema="glam")}
+
+
+_COLUMNS: Final = (
+    "keyring, version, wrapped_key, provider, kcv, status,"
+    " created_at, activated_at, retired_at, destroyed_at"
+)
+_KEYS: Final = _both(f"""
+SELECT {_COLUMNS} FROM {{schema}}.encryption_keys
 WHERE $1::text IS NULL OR keyring = $1
 ORDER BY keyring, created_at, version
 LIMIT $2
-"""
-_KEYS: Final[dict[Schema, str]] = {
-    "cde": _KEYS_OF.format(schema="cde"),
-    "glam": _KEYS_OF.format(schema="glam"),
-}
-
-_ADD_FIRST_KEY_TO: Final = """
+""")  # noqa: S608 - our own constants
+# Not FOR UPDATE: what is being sealed meanwhile has the row of its key under FOR KEY SHARE, and a
+# rotation must not wait for it nor hold it up.
+_LOCK_KEYRING: Final = _both(f"""
+SELECT {_COLUMNS} FROM {{schema}}.encryption_keys WHERE keyring = $1
+ORDER BY created_at, version FOR NO KEY UPDATE
+""")  # noqa: S608 - our own constants
+_LOCK_VERSION: Final = _both(f"""
+SELECT {_COLUMNS} FROM {{schema}}.encryption_keys WHERE keyring = $1 AND version = $2
+FOR UPDATE
+""")  # noqa: S608 - our own constants
+_ADD_KEY: Final = _both("""
+INSERT INTO {schema}.encryption_keys
+    (keyring, version, wrapped_key, provider, kcv, status, created_at, activated_at)
+VALUES ($1, $2, $3, $4, $5, 'active', $6, $6)
+""")
+_ADD_FIRST_KEY: Final = _both("""
 INSERT INTO {schema}.encryption_keys
     (keyring, version, wrapped_key, provider, kcv, status, created_at, activated_at)
 VALUES ($1, $2, $3, $4, $5, 'active', $6, $6)
 ON CONFLICT DO NOTHING
-"""
-_ADD_FIRST_KEY: Final[dict[Schema, str]] = {
-    "cde": _ADD_FIRST_KEY_TO.format(schema="cde"),
-    "glam": _ADD_FIRST_KEY_TO.format(schema="glam"),
-}
+""")
+_DEMOTE: Final = _both("""
+UPDATE {schema}.encryption_keys SET status = 'decrypt-only'
+WHERE keyring = $1 AND status = 'active'
+""")
+_RETIRE: Final = _both("""
+UPDATE {schema}.encryption_keys SET status = 'retired', retired_at = $3
+WHERE keyring = $1 AND version = $2
+""")
+_DESTROY: Final = _both("""
+UPDATE {schema}.encryption_keys
+SET status = 'destroyed', destroyed_at = $3, wrapped_key = NULL
+WHERE keyring = $1 AND version = $2
+""")
+
+_LENGTHEN: Final = "SELECT set_config('statement_timeout', $1, true)"
+
+_PROGRESS_COLUMNS: Final = (
+    "keyring, target, position, pass AS pass_number, remaining, done, damaged, busy_s, started_at,"
+    " updated_at, finished_at, owner"
+)
+_BEGIN: Final = _both("""
+INSERT INTO {schema}.reencryptions AS r (keyring, target, started_at, updated_at)
+VALUES ($1, $2, now(), now())
+ON CONFLICT (keyring) DO UPDATE
+SET target = excluded.target, position = '', pass = 0, remaining = NULL, done = 0, damaged = 0,
+    busy_s = 0, started_at = now(), updated_at = now(), finished_at = NULL
+WHERE r.target <> excluded.target OR r.finished_at IS NOT NULL
+""")
+_PROGRESS: Final = _both(f"""
+SELECT {_PROGRESS_COLUMNS} FROM {{schema}}.reencryptions WHERE keyring = $1
+""")  # noqa: S608 - our own constants
+_LEASE: Final = _both(f"""
+UPDATE {{schema}}.reencryptions SET owner = $2, owner_until = now() + $3::interval
+WHERE keyring = $1 AND finished_at IS NULL
+  AND (owner IS NULL OR owner = $2 OR owner_until < now())
+RETURNING {_PROGRESS_COLUMNS}, now() - started_at >= $4::interval AS is_settled
+""")  # noqa: S608 - our own constants
+# Whoever's lease has ended, or whose target is not the newest version any more, changes nothing.
+_KEEP: Final = _both("""
+UPDATE {schema}.reencryptions
+SET position = $4, pass = $5, remaining = $6, done = done + $7, damaged = $8,
+    busy_s = busy_s + $9, updated_at = now(), owner_until = now() + $10::interval,
+    finished_at = CASE WHEN $11::boolean THEN now() END
+WHERE keyring = $1 AND owner = $2 AND target = $3 AND finished_at IS NULL
+RETURNING true
+""")
+_RELEASE: Final = _both("""
+UPDATE {schema}.reencryptions SET owner = NULL, owner_until = NULL
+WHERE keyring = $1 AND owner = $2
+""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKey:
+    """A version that is wrapped and in no table yet."""
+
+    keyring: str
+    version: str
+    wrapped_key: bytes = field(repr=False)
+    provider: str
+    kcv: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,38 +134,197 @@ class KeyVersion:
     destroyed_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far the rows of a keyring have come on their way to `target`.
+
+    `remaining` is None until they are counted; `done` and `busy_s` (seconds of walking, rests
+    included) are since the rotation; `damaged` rows do not open and are left as they are.
+    """
+
+    keyring: str
+    target: str
+    position: str
+    pass_number: int
+    remaining: int | None
+    done: int
+    damaged: int
+    busy_s: float
+    started_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+    owner: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What a worker has to say of its progress since it last did."""
+
+    position: str
+    pass_number: int
+    remaining: int | None
+    newly_done: int
+    damaged: int
+    newly_busy_s: float
+    is_finished: bool = False
+
+
 async def keys(
     database: Database, schema: Schema, keyring: str | None = None
 ) -> tuple[KeyVersion, ...]:
     """All versions of a keyring, or of all keyrings of the schema, oldest first."""
-    rows = await database.fetch(_KEYS[schema], keyring, KEYS_LIMIT)
-    return tuple(
-        KeyVersion(
-            keyring=row["keyring"],
-            version=row["version"],
-            wrapped_key=row["wrapped_key"],
-            provider=row["provider"],
-            kcv=row["kcv"],
-            status=cast("KeyStatus", row["status"]),
-            created_at=row["created_at"],
-            activated_at=row["activated_at"],
-            retired_at=row["retired_at"],
-            destroyed_at=row["destroyed_at"],
-        )
-        for row in rows
-    )
+    return tuple(map(_version, await database.fetch(_KEYS[schema], keyring, KEYS_LIMIT)))
+
+
+async def lock_keyring(
+    connection: Connection, schema: Schema, keyring: str
+) -> tuple[KeyVersion, ...]:
+    """Its versions, which nobody else rotates, retires or destroys until this transaction ends."""
+    return tuple(map(_version, await connection.fetch(_LOCK_KEYRING[schema], keyring)))
+
+
+async def lock_version(
+    connection: Connection, schema: Schema, keyring: str, version: str
+) -> KeyVersion | None:
+    """One version, which nobody seals a row with until this transaction ends."""
+    row = await connection.fetchrow(_LOCK_VERSION[schema], keyring, version)
+    return None if row is None else _version(row)
 
 
 async def add_first_key(
-    database: Database,
-    schema: Schema,
-    *,
-    keyring: str,
-    version: str,
-    wrapped_key: bytes,
-    provider: str,
-    kcv: str,
-    at: datetime,
+    connection: Connection, schema: Schema, key: NewKey, *, at: datetime
 ) -> None:
     """Make the first version of a keyring, unless another node has: one is active at a time."""
-    await database.execute(_ADD_FIRST_KEY[schema], keyring, version, wrapped_key, provider, kcv, at)
+    await connection.execute(_ADD_FIRST_KEY[schema], *_values(key), at)
+
+
+async def replace_active(
+    connection: Connection, schema: Schema, key: NewKey, *, at: datetime
+) -> None:
+    """Make this version the active one, and the one before it decrypt-only."""
+    await connection.execute(_DEMOTE[schema], key.keyring)
+    await connection.execute(_ADD_KEY[schema], *_values(key), at)
+
+
+async def retire(
+    connection: Connection, schema: Schema, keyring: str, version: str, *, at: datetime
+) -> None:
+    """No row may be sealed with it any more; what it sealed still opens."""
+    await connection.execute(_RETIRE[schema], keyring, version, at)
+
+
+async def destroy(
+    connection: Connection, schema: Schema, keyring: str, version: str, *, at: datetime
+) -> None:
+    """Erase the wrapped key."""
+    await connection.execute(_DESTROY[schema], keyring, version, at)
+
+
+async def lengthen(connection: Connection, timeout_s: int) -> None:
+    """Let this transaction's statements run for so long."""
+    await connection.execute(_LENGTHEN, f"{timeout_s}s")
+
+
+async def begin_reencryption(
+    connection: Connection, schema: Schema, keyring: str, target: str
+) -> None:
+    """Have all rows sealed with `target`; one that is under way to it is left alone."""
+    await connection.execute(_BEGIN[schema], keyring, target)
+
+
+async def progress(database: Database, schema: Schema, keyring: str) -> Progress | None:
+    """How far the keyring's rows have come; None where there was never a rotation."""
+    row = await database.fetchrow(_PROGRESS[schema], keyring)
+    return None if row is None else _progress(row)
+
+
+async def lease(
+    database: Database,
+    schema: Schema,
+    keyring: str,
+    *,
+    owner: str,
+    for_s: float,
+    settled_after_s: float,
+) -> tuple[Progress, bool] | None:
+    """Become the one that works on it, and whether all nodes must know of the rotation by now.
+
+    None where there is nothing to do or somebody else does it.
+    """
+    row = await database.fetchrow(
+        _LEASE[schema],
+        keyring,
+        owner,
+        timedelta(seconds=for_s),
+        timedelta(seconds=settled_after_s),
+    )
+    return None if row is None else (_progress(row), row["is_settled"])
+
+
+async def keep_step(
+    database: Database,
+    schema: Schema,
+    keyring: str,
+    step: Step,
+    *,
+    owner: str,
+    target: str,
+    for_s: float,
+) -> bool:
+    """Keep how far it has come, and the lease; False where it is another's or the target's gone."""
+    kept = await database.fetchval(
+        _KEEP[schema],
+        keyring,
+        owner,
+        target,
+        step.position,
+        step.pass_number,
+        step.remaining,
+        step.newly_done,
+        step.damaged,
+        step.newly_busy_s,
+        timedelta(seconds=for_s),
+        step.is_finished,
+    )
+    return kept is not None
+
+
+async def release(database: Database, schema: Schema, keyring: str, *, owner: str) -> None:
+    """Leave it to whoever comes next."""
+    await database.execute(_RELEASE[schema], keyring, owner)
+
+
+def _values(key: NewKey) -> tuple[object, ...]:
+    return key.keyring, key.version, key.wrapped_key, key.provider, key.kcv
+
+
+def _version(row: Row) -> KeyVersion:
+    return KeyVersion(
+        keyring=row["keyring"],
+        version=row["version"],
+        wrapped_key=row["wrapped_key"],
+        provider=row["provider"],
+        kcv=row["kcv"],
+        status=cast("KeyStatus", row["status"]),
+        created_at=row["created_at"],
+        activated_at=row["activated_at"],
+        retired_at=row["retired_at"],
+        destroyed_at=row["destroyed_at"],
+    )
+
+
+def _progress(row: Row) -> Progress:
+    return Progress(
+        keyring=row["keyring"],
+        target=row["target"],
+        position=row["position"],
+        pass_number=row["pass_number"],
+        remaining=row["remaining"],
+        done=row["done"],
+        damaged=row["damaged"],
+        busy_s=row["busy_s"],
+        started_at=row["started_at"],
+        updated_at=row["updated_at"],
+        finished_at=row["finished_at"],
+        owner=row["owner"],
+    )

@@ -6,7 +6,7 @@ a crash in between is mended by repeating the command.
 """
 
 import re
-from typing import Final
+from typing import Final, Literal, get_args
 from uuid import UUID
 
 import structlog
@@ -16,7 +16,7 @@ from glamd.db import Database
 from glamd.errors import ConflictError, FieldError, InputError, NotFoundError
 from glamd.ids import uuid7
 from glamd.merchants import store
-from glamd.merchants.store import Merchant
+from glamd.merchants.store import Merchant, SensitiveData, Settings
 
 PLATFORMS: Final = (
     "shopify",
@@ -31,6 +31,8 @@ DOMAIN_LIMIT: Final = 253
 
 SHOP_ID_LIMIT: Final = 255
 PAGE_LIMIT: Final = 200
+TOKEN_TTL_LIMITS_S: Final = (60, 8_760 * 3_600)
+"""Seconds that a merchant's tokens may live, at least and at most: a minute to a year."""
 
 log = structlog.get_logger()
 
@@ -88,6 +90,54 @@ class Merchants:
         """The merchant with this domain in any case; NotFoundError MERCHANT_NOT_FOUND."""
         domain = _lower(domain)
         return _found(await store.by_domain(self._glam, domain) if _is_domain(domain) else None)
+
+    async def settings(self, merchant_id: UUID) -> Settings:
+        """What is set for the merchant's tokens; NotFoundError MERCHANT_NOT_FOUND."""
+        found = await store.settings(self._cde, merchant_id)
+        if found is None:
+            raise NotFoundError("There is no such merchant.", code="MERCHANT_NOT_FOUND")
+        return found
+
+    async def configure(
+        self,
+        merchant_id: UUID,
+        *,
+        token_ttl_s: int | Literal["default"] | None = None,
+        sensitive_data: SensitiveData | None = None,
+    ) -> Settings:
+        """Change what is not None, for tokens that are made from now on; the settings after it.
+
+        Sessions on every node have it within seconds. InputError, NotFoundError
+        MERCHANT_NOT_FOUND, ConflictError MERCHANT_ERASED.
+        """
+        _check_settings(token_ttl_s, sensitive_data)
+        changed = await store.change_settings(
+            self._cde, merchant_id, token_ttl_s=token_ttl_s, sensitive_data=sensitive_data
+        )
+        if changed is None:
+            await self.settings(merchant_id)
+            raise ConflictError("The merchant is being erased or was.", code="MERCHANT_ERASED")
+        log.info(
+            "merchant_configured",
+            merchant_id=str(merchant_id),
+            token_ttl_s=changed.token_ttl_s,
+            sensitive_data=changed.sensitive_data,
+        )
+        return changed
+
+
+def _check_settings(token_ttl_s: int | str | None, sensitive_data: str | None) -> None:
+    wrong = []
+    low, high = TOKEN_TTL_LIMITS_S
+    if isinstance(token_ttl_s, int) and not low <= token_ttl_s <= high:
+        wrong.append(FieldError("token_ttl_s", f"it is {low} to {high} seconds"))
+    if sensitive_data is not None and sensitive_data not in get_args(SensitiveData):
+        names = " or ".join(get_args(SensitiveData))
+        wrong.append(FieldError("sensitive_data", f"it is {names}"))
+    if token_ttl_s is None and sensitive_data is None:
+        wrong.append(FieldError("token_ttl_s", "or sensitive_data is needed"))
+    if wrong:
+        raise InputError("The merchant cannot be set to that.", fields=wrong)
 
 
 def _check(wanted: Merchant) -> None:

@@ -5,7 +5,7 @@ The schemas may be on two servers, so that no statement here knows of both.
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 from glamd.db import Database, Row
@@ -30,6 +30,33 @@ _ALIKE: Final = (
 _BY_ID: Final = _COLUMNS + "WHERE merchant_id = $1"
 _BY_DOMAIN: Final = _COLUMNS + "WHERE domain = $1"
 _PAGE: Final = _COLUMNS + "WHERE $1::uuid IS NULL OR merchant_id > $1 ORDER BY merchant_id LIMIT $2"
+
+_SETTINGS_COLUMNS: Final = "token_ttl_s, sensitive_data, erase_requested_at, erased_at"
+_SETTINGS: Final = f"SELECT {_SETTINGS_COLUMNS} FROM cde.merchants WHERE merchant_id = $1"  # noqa: S608 - our own constants
+# The devices are touched so that every node's watch makes their sessions read the settings anew.
+_SET: Final = f"""
+WITH told AS (
+    UPDATE cde.devices SET changed_at = clock_timestamp()
+    WHERE merchant_id = $1 AND status = 'active'
+)
+UPDATE cde.merchants
+SET token_ttl_s = CASE WHEN $2 THEN $3 ELSE token_ttl_s END,
+    sensitive_data = coalesce($4, sensitive_data)
+WHERE merchant_id = $1 AND erase_requested_at IS NULL
+RETURNING {_SETTINGS_COLUMNS}
+"""  # noqa: S608 - our own constants
+
+SensitiveData = Literal["drop", "until-authorized"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What tokenizing knows of a merchant; `token_ttl_s` None: the configuration's default."""
+
+    token_ttl_s: int | None
+    sensitive_data: SensitiveData
+    erase_requested_at: datetime | None
+    erased_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +112,30 @@ async def page(database: Database, *, limit: int, after: UUID | None) -> tuple[M
     """The next `limit` merchants by id."""
     rows = await database.fetch(_PAGE, after, limit)
     return tuple(_merchant(row) for row in rows)
+
+
+async def settings(database: Database, merchant_id: UUID) -> Settings | None:
+    """The merchant's settings in `cde`, or None."""
+    row = await database.fetchrow(_SETTINGS, merchant_id)
+    return None if row is None else Settings(**row)
+
+
+async def change_settings(
+    database: Database,
+    merchant_id: UUID,
+    *,
+    token_ttl_s: int | Literal["default"] | None,
+    sensitive_data: SensitiveData | None,
+) -> Settings | None:
+    """Change what is not None; None where there is no such merchant or its erasure was asked."""
+    row = await database.fetchrow(
+        _SET,
+        merchant_id,
+        token_ttl_s is not None,
+        token_ttl_s if isinstance(token_ttl_s, int) else None,
+        sensitive_data,
+    )
+    return None if row is None else Settings(**row)
 
 
 def _merchant(row: Row) -> Merchant:

@@ -1,8 +1,8 @@
-"""The audit chain as arithmetic: what a row's MAC covers, how a head is signed, what a walk finds.
+"""The audit chain as arithmetic: what a row's MAC covers, and how a head is signed.
 
 Bytes in, bytes out: no database, no clock, no asyncio, so that the rules by which an assessor
 judges seven years of rows can be read and tested by themselves. `glamd.payments.audit` stores
-what is made here.
+what is made here, `audit_walk` checks what is stored.
 
 A row's MAC is HMAC-SHA-256 over the row and its predecessor's MAC. Every part is written with its
 length before it, so that no two different rows have the same bytes. A month's first row follows
@@ -12,6 +12,9 @@ A head says where a month's chain ends, and is signed rather than copied from th
 cuts rows off cannot make the head that fits what is left. When the next month opens, the head is
 signed anew as closed towards it, which fences writers whose clock is late and lets a walk see that
 a whole month is gone.
+
+Rows and heads name the version of the key that made their MACs. The name itself is under no MAC:
+under another version's key the MAC is another one.
 """
 
 import hmac
@@ -19,7 +22,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Literal
 
 from glamd.payments import card_numbers
 
@@ -35,23 +37,8 @@ TEXT_LIMIT = 512
 FIELDS_LIMIT = 32
 """Field names in a row."""
 
-BreakReason = Literal[
-    "changed",
-    "missing",
-    "inserted",
-    "tail-cut",
-    "head-missing",
-    "head-changed",
-    "month-chain",
-    "after-damage",
-    "set-back",
-]
-
-MONTHS_TRIED = 120
-"""How far ahead a walk looks for the month that a closed head goes on to: ten years."""
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ROW = b"glamd audit row 1"
+ROW = b"glamd audit row 1"
 _OPEN_HEAD = b"glamd audit head 1"
 _CLOSED_HEAD = b"glamd audit closed head 1"
 _RESUMED = b"glamd audit resumed 1"
@@ -89,6 +76,7 @@ class AuditRow:
     at_us: int
     entry: AuditEntry
     mac: bytes
+    key_version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +86,6 @@ class Head:
     month: date
     seq: int
     row_mac: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Break:
-    """The first place where the stored rows are not the ones that were written."""
-
-    month: date
-    seq: int
-    reason: BreakReason
-    detail: str
 
 
 def at_us_of(at: datetime) -> int:
@@ -155,7 +133,7 @@ def row_mac(
 ) -> bytes:
     """HMAC-SHA-256 (32 bytes) over a row and the MAC of the row before it."""
     parts = [
-        _ROW,
+        ROW,
         previous,
         month.isoformat().encode(),
         seq.to_bytes(8),
@@ -205,7 +183,7 @@ def _mac(key: bytes, parts: list[bytes]) -> bytes:
 
 
 def extend(
-    key: bytes, *, head: Head, entries: Sequence[tuple[datetime, AuditEntry]]
+    key: bytes, *, key_version: str, head: Head, entries: Sequence[tuple[datetime, AuditEntry]]
 ) -> tuple[list[AuditRow], Head]:
     """The rows that follow `head`, in order, and the head after them."""
     rows = []
@@ -216,105 +194,5 @@ def extend(
         previous = row_mac(
             key, month=head.month, seq=seq, at_us=at_us, entry=entry, previous=previous
         )
-        rows.append(AuditRow(head.month, seq, at_us, entry, previous))
+        rows.append(AuditRow(head.month, seq, at_us, entry, previous, key_version))
     return rows, Head(head.month, seq, previous)
-
-
-class Walk:
-    """Checks a stored chain row by row, month by month, holding no more than one MAC.
-
-    Feed it `begin_month`, then every row of that month in order, then `end_month`, and `end` when
-    there are no more months; each of them returns the Break it finds, after which the walk is over.
-    `rows` counts those that verified. `seen` are ends of the chain that were known earlier.
-    """
-
-    def __init__(self, key: bytes, *, seen: Sequence[Head] = ()) -> None:
-        self._key = key
-        self._seen = sorted(seen, key=lambda head: (head.month, head.seq))
-        self._end = Head(date.min, 0, GENESIS)
-        self._months = 0
-        self.rows = 0
-
-    def begin_month(self, month: date, *, has_head: bool) -> Break | None:
-        """Go on to the next month there is; its first row follows the last one before it."""
-        if not has_head:
-            return Break(month, 1, "head-missing", "the month has rows and no head")
-        self._months += 1
-        self._end = Head(month, 0, self._end.row_mac)
-        return None
-
-    def row(self, row: AuditRow) -> Break | None:
-        """Check the next row of the month."""
-        month, expected = self._end.month, self._end.seq + 1
-        if row.seq != expected:
-            gone = f"rows {expected} to {row.seq - 1} are" if row.seq > expected + 1 else "it is"
-            return Break(month, expected, "missing", f"{gone} not there")
-        if not self._follows(row, self._end.row_mac):
-            return self._why_row_differs(row)
-        self._end = Head(month, row.seq, row.mac)
-        while self._seen and self._seen[0] == self._end:
-            del self._seen[0]
-        self.rows += 1
-        return None
-
-    def end(self) -> Break | None:
-        """Say whether every end that was known earlier has been passed."""
-        if not self._seen:
-            return None
-        gone = self._seen[0]
-        detail = "this row was the last one once and is not there: the chain was set back"
-        return Break(gone.month, gone.seq, "set-back", detail)
-
-    def _why_row_differs(self, row: AuditRow) -> Break:
-        if self._follows(row, resumed_mac(self._key, month=row.month, seq=row.seq)):
-            detail = "written when the head was found damaged; rows before it may have been cut"
-            return Break(row.month, row.seq, "after-damage", detail)
-        detail = "it does not fit its MAC and the row before: changed, swapped or put in"
-        if self._months == 1 and row.seq == 1:
-            detail += ", or the months before are gone"
-        return Break(row.month, row.seq, "changed", detail)
-
-    def _follows(self, row: AuditRow, previous: bytes) -> bool:
-        mac = row_mac(
-            self._key,
-            month=row.month,
-            seq=row.seq,
-            at_us=row.at_us,
-            entry=row.entry,
-            previous=previous,
-        )
-        return hmac.compare_digest(mac, row.mac)
-
-    def end_month(
-        self, *, head_seq: int, head_mac: bytes, last_seq: int, successor: date | None
-    ) -> Break | None:
-        """Compare the rows with their head.
-
-        `last_seq` is the highest row there is (0: none), `successor` the next month there is.
-        """
-        end = self._end
-        if end.seq < head_seq:
-            detail = f"the head says {head_seq} rows, the last one there is {end.seq}"
-            return Break(end.month, end.seq + 1, "tail-cut", detail)
-        if last_seq > head_seq:
-            return Break(end.month, head_seq + 1, "inserted", "it stands beyond the head")
-        expected = (
-            closed_head_mac(self._key, end, successor=successor)
-            if successor
-            else open_head_mac(self._key, end)
-        )
-        if hmac.compare_digest(expected, head_mac):
-            return None
-        if away := self._month_it_was_closed_towards(head_mac):
-            detail = f"the chain goes on to {away}, which is not there"
-            return Break(away, 1, "month-chain", detail)
-        return Break(end.month, end.seq, "head-changed", "the head does not fit the last row")
-
-    def _month_it_was_closed_towards(self, head_mac: bytes) -> date | None:
-        month = self._end.month
-        for _ in range(MONTHS_TRIED):
-            month = next_month(month)
-            mac = closed_head_mac(self._key, self._end, successor=month)
-            if hmac.compare_digest(mac, head_mac):
-                return month
-        return None

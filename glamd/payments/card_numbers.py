@@ -48,7 +48,7 @@ def _mask(match: re.Match[str]) -> str:
         if digits[start] == "0":
             continue
         for end in range(start + MIN_DIGITS, min(start + MAX_DIGITS, len(digits)) + 1):
-            if luhn_ok(digits[start:end]):
+            if luhn_ok(digits[start:end].encode()):
                 for at in places[start:end]:
                     run[at] = MASK
     return "".join(run)

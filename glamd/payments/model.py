@@ -4,7 +4,7 @@ No SQL, no asyncio, no clear card data: a PAN lives in `glamd.payments.card` for
 request takes, and nowhere else.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Literal
 from uuid import UUID
@@ -28,6 +28,8 @@ DECRYPT_FIELDS: tuple[DecryptField, ...] = (
     "track2",
     "emv",
 )
+SENSITIVE_FIELDS: Final = frozenset({"track2", "emv"})
+"""What stands under the second ciphertext, as long as it is there (PCI DSS 3.3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,18 @@ class SealedCard:
     fingerprint: bytes
     ciphertext: bytes
     sensitive_ciphertext: bytes | None
+    key_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class SealedToken:
+    """A stored token with its ciphertexts; where they are gone, they and the version are empty."""
+
+    merchant_id: UUID
+    status: str
+    expires_at: datetime
+    ciphertext: bytes = field(repr=False)
+    sensitive_ciphertext: bytes | None = field(repr=False)
     key_version: str
 
 

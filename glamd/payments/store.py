@@ -10,16 +10,16 @@ from typing import Final
 from uuid import UUID
 
 from glamd.db import Connection, Database, Row
-from glamd.payments.model import IDEMPOTENCY_TTL, PaymentToken, Spend
+from glamd.payments.model import IDEMPOTENCY_TTL, PaymentToken, SealedToken, Spend
 
 # One statement is one transaction and one round trip. `locked` takes the counters in their order,
 # so that two gateways never wait for one another in a circle; it is counted only to be run first.
 # `moved` holds the spends that applied: their counters stood at the version the decision was made
-# on, their device is active, and their id was not answered yet. As every answer of a device is
-# stored together with a new version, an id that another gateway stored after our snapshot shows as
-# a version that moved. Both look-ups are scalar subqueries, which are never made into a join: a
-# join would be planned on what the tables held when the statement was prepared, which is nothing,
-# and read the whole of them at each commit.
+# on, their device and its key set are active, their key version seals, and their id was not
+# answered yet. As every answer of a device is stored together with a new version, an id that
+# another gateway stored after our snapshot shows as a version that moved. The look-ups are scalar
+# subqueries, which are never made into a join: a join would be planned on what the tables held when
+# the statement was prepared, which is nothing, and read the whole of them at each commit.
 _COMMIT_SPENDS: Final = """
 WITH locked AS (
     SELECT FROM cde.device_counters WHERE counter_id = ANY ($1) ORDER BY counter_id FOR UPDATE
@@ -47,7 +47,10 @@ WITH locked AS (
     FROM input i
     WHERE (SELECT count(*) FROM locked) >= 0
       AND c.counter_id = i.counter_id AND c.version = i.version
-      AND (SELECT d.status FROM cde.devices d WHERE d.device_id = i.device_id) = 'active'
+      AND (SELECT d.status FROM cde.devices d
+           WHERE d.device_id = i.device_id AND d.counter_id = i.counter_id
+             AND (SELECT k.status FROM cde.key_sets k WHERE k.key_set = d.key_set) = 'active'
+          ) = 'active'
       AND (i.token IS NULL OR i.key_version IN (SELECT u.version FROM usable u))
       AND NOT coalesce((
           SELECT k.expires_at > i.at FROM cde.token_idempotency_keys k
@@ -104,43 +107,81 @@ WHERE merchant_id = $1
 ORDER BY created_at DESC, token DESC LIMIT $2 OFFSET $3
 """  # noqa: S608 - our own constants
 _TOTAL: Final = """
-SELECT coalesce(sum(token_count), 0)::bigint FROM cde.device_counters WHERE merchant_id = $1
+SELECT greatest(0,
+    (SELECT coalesce(sum(token_count), 0) FROM cde.device_counters WHERE merchant_id = $1)
+    - coalesce((SELECT purged_token_count FROM cde.merchants WHERE merchant_id = $1), 0))::bigint
 """
+NOTE_SHREDDED: Final = """
+    INSERT INTO cde.shred_queue (partition, since)
+    SELECT DISTINCT c.relname::text, clock_timestamp()
+    FROM gone g JOIN pg_catalog.pg_class c ON c.oid = g.tableoid
+    ORDER BY 1
+    ON CONFLICT (partition) DO NOTHING
+"""
+"""Whatever takes a ciphertext away notes where, in the same statement: its bytes are still there.
+
+`gone` has the partitions as `tableoid`; in the order of their names, so that no two wait for one
+another.
+"""
+
 _REVOKE: Final = f"""
 WITH gone AS (
-    DELETE FROM cde.token_secrets WHERE token = $1
-)
+    DELETE FROM cde.token_secrets WHERE token = $1 RETURNING tableoid
+), noted AS ({NOTE_SHREDDED})
 UPDATE cde.payment_tokens
 SET status = 'revoked', revoked_at = $2, has_sensitive_data = false
 WHERE token = $1 AND status = 'active'
 RETURNING {_TOKEN_COLUMNS}
 """  # noqa: S608 - our own constants
+_AUTHORIZE: Final = f"""
+WITH gone AS (
+    UPDATE cde.token_secrets SET sensitive_ciphertext = NULL
+    WHERE token = $1 AND sensitive_ciphertext IS NOT NULL
+    RETURNING tableoid
+), noted AS ({NOTE_SHREDDED})
+UPDATE cde.payment_tokens
+SET authorized_at = coalesce(authorized_at, $2), has_sensitive_data = false
+WHERE token = $1 AND status = 'active' AND expires_at > $2
+RETURNING {_TOKEN_COLUMNS}
+"""  # noqa: S608 - our own constants
 # The earlier of both clocks decides, so that a node whose clock is ahead announces nothing early.
 # By an array of tokens and not by a join: a plan that is kept for any LIMIT takes a tenth of what
 # is due for granted, and reads the whole table to find it.
-_EXPIRE: Final = """
+_EXPIRE: Final = f"""
 WITH due AS (
     SELECT token FROM cde.payment_tokens
     WHERE status = 'active' AND expired_at IS NULL AND expires_at <= least($1, now())
     ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
-), gone AS (
-    UPDATE cde.payment_tokens SET expired_at = $1
+), over AS (
+    UPDATE cde.payment_tokens SET expired_at = $1, has_sensitive_data = false
     WHERE token = ANY (ARRAY(SELECT token FROM due))
     RETURNING token, merchant_id, device_id, brand, last4
-), announced AS (
+), gone AS (
+    DELETE FROM cde.token_secrets WHERE token = ANY (ARRAY(SELECT token FROM over))
+    RETURNING tableoid
+), noted AS ({NOTE_SHREDDED}), announced AS (
     INSERT INTO cde.outbox (subject, merchant_id, correlation_id, data)
     SELECT 'evt.payment.token.expired.v1', merchant_id, $3,
            jsonb_build_object('merchant_id', merchant_id, 'token', token, 'device_id', device_id,
                               'brand', brand, 'last4', last4)
-    FROM gone
+    FROM over
 )
-SELECT count(*) FROM gone
-"""
+SELECT count(*) FROM over
+"""  # noqa: S608 - our own constants
+# By lateral look-ups, each of which knows its partition when it comes to it: a join would be
+# planned on what the tables held when the statement was prepared.
 _SEALED: Final = """
-SELECT t.merchant_id, t.status, t.expires_at, s.card_ciphertext, s.key_version
-FROM cde.payment_tokens t
-LEFT JOIN cde.token_secrets s ON s.token = t.token AND s.expires_at = t.expires_at
-WHERE t.token = $1
+SELECT t.token, t.merchant_id, t.status, t.expires_at, coalesce(s.card_ciphertext, ''),
+       s.sensitive_ciphertext, coalesce(s.key_version, '')
+FROM unnest($1::text[]) AS wanted (token)
+CROSS JOIN LATERAL (
+    SELECT token, merchant_id, status, expires_at FROM cde.payment_tokens
+    WHERE token = wanted.token OFFSET 0
+) t
+LEFT JOIN LATERAL (
+    SELECT card_ciphertext, sensitive_ciphertext, key_version FROM cde.token_secrets
+    WHERE token = t.token AND expires_at = t.expires_at OFFSET 0
+) s ON true
 """
 
 
@@ -222,7 +263,7 @@ async def tokens_at(
 
 
 async def total(database: Database, merchant_id: UUID) -> int:
-    """How many tokens the merchant's devices were given, from their counters."""
+    """How many tokens the merchant has: those its devices were given, less those deleted since."""
     value: int = await database.fetchval(_TOTAL, merchant_id)
     return value
 
@@ -233,18 +274,23 @@ async def revoke(connection: Connection, name: str, now: datetime) -> PaymentTok
     return None if row is None else _payment_token(row, now)
 
 
+async def authorize(database: Database, name: str, now: datetime) -> PaymentToken | None:
+    """Shred what is sensitive of the token; None where it does not live any more."""
+    row = await database.fetchrow(_AUTHORIZE, name, now)
+    return None if row is None else _payment_token(row, now)
+
+
 async def expire(database: Database, *, now: datetime, limit: int, correlation_id: str) -> int:
-    """Announce the end of tokens that are over, each once; how many, at most `limit`."""
+    """Shred tokens that are over and announce their end, each once; how many, at most `limit`."""
     value: int = await database.fetchval(_EXPIRE, now, limit, correlation_id)
     return value
 
 
-async def sealed(
-    database: Database, name: str
-) -> tuple[UUID, str, datetime, bytes | None, str | None] | None:
-    """A token's merchant, status, end, ciphertext and key version, or None."""
-    row = await database.fetchrow(_SEALED, name)
-    return None if row is None else tuple(row)
+async def sealed(connection: Connection, names: Sequence[str]) -> list[SealedToken | None]:
+    """Each token's owner, status, end and ciphertexts, in the order asked for; None for unknown."""
+    rows = await connection.fetch(_SEALED, list(set(names)))
+    found = {row[0]: SealedToken(*tuple(row)[1:]) for row in rows}
+    return [found.get(name) for name in names]
 
 
 def _payment_token(row: Row, now: datetime) -> PaymentToken:
@@ -261,7 +307,7 @@ def _payment_token(row: Row, now: datetime) -> PaymentToken:
         fingerprint=row["fingerprint"].hex(),
         entry_mode=row["entry_mode"],
         status="expired" if expired else row["status"],
-        has_sensitive_data=row["has_sensitive_data"],
+        has_sensitive_data=row["has_sensitive_data"] and not expired,
         created_at=row["created_at"],
         expires_at=row["expires_at"],
     )

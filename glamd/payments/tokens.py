@@ -101,7 +101,7 @@ class Tokens:
         return revoked
 
     async def announce_expired(self) -> int:
-        """Tell of tokens that are over (`evt.payment.token.expired.v1`), each once over all nodes.
+        """Shred tokens that are over and tell of them (`evt.payment.token.expired.v1`), each once.
 
         A token has ended at its time whether this has run or not, and what was revoked before does
         not expire. How many, at most EXPIRE_ROWS * EXPIRE_BATCHES; UnavailableError.

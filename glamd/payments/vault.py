@@ -9,6 +9,7 @@ Deciding (which counter, which answer) is the session's part, sealing the cipher
 """
 
 import secrets
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
@@ -31,7 +32,15 @@ def new_token() -> str:
 class Vault:
     """Commits spends in groups and remembers the answers of the last 24 hours."""
 
-    def __init__(self, database: Database, *, connections: int, batch_limit: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        connections: int,
+        batch_limit: int,
+        observe: Callable[[float], None] | None = None,
+    ) -> None:
+        """`observe` is told the seconds of each commit."""
         self._database = database
         self.journal: Journal[Spend, bool] = Journal(
             name="vault",
@@ -39,6 +48,7 @@ class Vault:
             commit=store.commit_spends,
             connections=connections,
             batch_limit=batch_limit,
+            observe=observe,
         )
 
     async def answer_of(self, scope: str, request_id: str, *, now: datetime) -> StoredAnswer | None:

@@ -38,9 +38,117 @@ COMMENT ON COLUMN {schema}.reencryptions.remaining IS 'null: not counted yet';
 COMMENT ON COLUMN {schema}.reencryptions.owner IS 'the node that works on it, until owner_until';
 """
 
-UPGRADE_CDE = (
-    _REENCRYPTIONS.format(schema="cde")
-    + """
+# Partitions are made, rewritten and dropped through functions that run as the tables' owner, since
+# the daemon's own login owns nothing. Each checks what it is given by itself, waits for a lock at
+# most half a second, and takes no name from its caller's search path. One of them runs at a time.
+_PARTITION_FUNCTIONS = """
+CREATE FUNCTION cde.make_secrets_partition(day date) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    name text := 'token_secrets_' || to_char(day, 'YYYYMMDD');
+    begins timestamptz := day;
+    ends timestamptz := day + 1;
+    moved bigint;
+BEGIN
+    IF day IS NULL OR NOT day BETWEEN now()::date - 1 AND now()::date + 400 THEN
+        RAISE EXCEPTION 'no partition is made for this day' USING ERRCODE = '22023';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('cde.token_secrets'));
+    IF to_regclass('cde.' || name) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('CREATE TABLE cde.%I (LIKE cde.token_secrets INCLUDING ALL)', name);
+    EXECUTE format('ALTER TABLE cde.%I ALTER card_ciphertext SET STATISTICS 0,'
+                   ' ALTER sensitive_ciphertext SET STATISTICS 0', name);
+    LOCK TABLE cde.token_secrets_other IN ACCESS EXCLUSIVE MODE;
+    EXECUTE format('WITH moved AS (DELETE FROM cde.token_secrets_other'
+                   ' WHERE expires_at >= $1 AND expires_at < $2 RETURNING *)'
+                   ' INSERT INTO cde.%I SELECT * FROM moved', name) USING begins, ends;
+    GET DIAGNOSTICS moved = ROW_COUNT;
+    IF moved > 0 THEN
+        INSERT INTO cde.shred_queue VALUES ('token_secrets_other', clock_timestamp())
+        ON CONFLICT DO NOTHING;
+    END IF;
+    EXECUTE format('ALTER TABLE cde.token_secrets ATTACH PARTITION cde.%I'
+                   ' FOR VALUES FROM (%L) TO (%L)', name, begins, ends);
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION cde.make_secrets_partition(date) IS
+    'make the partition of a day (UTC), with the rows of that day that stand in no partition yet;'
+    ' false: it is there';
+
+CREATE FUNCTION cde.drop_secrets_partition(day date) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    name text := 'token_secrets_' || to_char(day, 'YYYYMMDD');
+    has_rows boolean;
+BEGIN
+    IF day IS NULL OR day >= now()::date THEN
+        RETURN 'not-over';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('cde.token_secrets'));
+    -- Looked at first without the lock for which everybody has to wait.
+    FOR turn IN 1..2 LOOP
+        IF to_regclass('cde.' || name) IS NULL THEN
+            RETURN 'absent';
+        END IF;
+        EXECUTE format('SELECT EXISTS (SELECT FROM cde.%I)', name) INTO has_rows;
+        IF has_rows THEN
+            RETURN 'has-rows';
+        END IF;
+        IF turn = 1 THEN
+            LOCK TABLE cde.token_secrets IN ACCESS EXCLUSIVE MODE;
+        END IF;
+    END LOOP;
+    EXECUTE format('DROP TABLE cde.%I', name);
+    DELETE FROM cde.shred_queue WHERE partition = name;
+    RETURN 'dropped';
+END
+$$;
+COMMENT ON FUNCTION cde.drop_secrets_partition(date) IS
+    'drop the partition of a day (UTC) that is over and of which nothing lives: dropped, not-over,'
+    ' has-rows or absent';
+
+CREATE FUNCTION cde.rewrite_secrets_partition(name text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    kept bigint;
+BEGIN
+    IF name IS NULL OR name !~ '^token_secrets_([0-9]{8}|other)$' THEN
+        RAISE EXCEPTION 'no partition of secrets is called this' USING ERRCODE = '22023';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('cde.token_secrets'));
+    IF to_regclass('cde.' || name) IS NULL THEN
+        DELETE FROM cde.shred_queue WHERE partition = name;
+        RETURN NULL;
+    END IF;
+    EXECUTE format('LOCK TABLE cde.%I IN ACCESS EXCLUSIVE MODE', name);
+    DELETE FROM cde.shred_queue WHERE partition = name;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    -- Not CLUSTER, which takes along what an older snapshot may still want to see.
+    EXECUTE format('CREATE TEMP TABLE secrets_kept ON COMMIT DROP AS SELECT * FROM cde.%I', name);
+    EXECUTE format('TRUNCATE cde.%I', name);
+    EXECUTE format('INSERT INTO cde.%I SELECT * FROM pg_temp.secrets_kept ORDER BY token', name);
+    GET DIAGNOSTICS kept = ROW_COUNT;
+    DROP TABLE pg_temp.secrets_kept;
+    RETURN kept;
+END
+$$;
+COMMENT ON FUNCTION cde.rewrite_secrets_partition(text) IS
+    'write what lives of a partition into new files, so that nothing is left of what was shredded;'
+    ' how many rows, null: nothing was shredded there';
+
+ALTER FUNCTION cde.make_secrets_partition(date) SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' SET timezone = 'UTC';
+ALTER FUNCTION cde.drop_secrets_partition(date) SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' SET timezone = 'UTC';
+ALTER FUNCTION cde.rewrite_secrets_partition(text) SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' SET timezone = 'UTC';
+REVOKE ALL ON FUNCTION cde.make_secrets_partition(date), cde.drop_secrets_partition(date),
+    cde.rewrite_secrets_partition(text) FROM PUBLIC;
+"""
+
+_TABLES = """
 ALTER TABLE cde.merchants
     ADD COLUMN sensitive_data text NOT NULL DEFAULT 'drop'
         CHECK (sensitive_data IN ('drop', 'until-authorized')),
@@ -71,24 +179,51 @@ CREATE TABLE cde.token_secrets (
 COMMENT ON TABLE cde.token_secrets IS
     'what is sealed of tokens that live; a row goes when its token expires or is revoked';
 CREATE TABLE cde.token_secrets_other PARTITION OF cde.token_secrets DEFAULT;
+-- What ANALYZE samples it keeps, in pg_statistic, where nothing would shred it.
+ALTER TABLE cde.token_secrets
+    ALTER card_ciphertext SET STATISTICS 0, ALTER sensitive_ciphertext SET STATISTICS 0;
 
+CREATE TABLE cde.shred_queue (
+    partition  text PRIMARY KEY,
+    since      timestamptz NOT NULL
+);
+COMMENT ON TABLE cde.shred_queue IS
+    'partitions of token_secrets that hold bytes of rows which are gone, and since when';
+"""
+
+_MOVE = """
 ALTER TABLE cde.payment_tokens
     ADD COLUMN has_sensitive_data boolean NOT NULL DEFAULT false,
     ADD COLUMN authorized_at timestamptz;
+SELECT cde.make_secrets_partition(day) FROM (
+    SELECT DISTINCT (expires_at AT TIME ZONE 'UTC')::date AS day FROM cde.payment_tokens
+    WHERE card_ciphertext IS NOT NULL AND expires_at > now() AND expires_at < now() + '40 days'
+) days;
 INSERT INTO cde.token_secrets (
     token, expires_at, card_ciphertext, sensitive_ciphertext, key_version)
 SELECT token, expires_at, card_ciphertext, sensitive_ciphertext, key_version
 FROM cde.payment_tokens
 WHERE card_ciphertext IS NOT NULL AND expires_at > now();
+-- A dropped column's bytes stay in their rows; an expression makes PostgreSQL write them anew.
 ALTER TABLE cde.payment_tokens
-    DROP COLUMN card_ciphertext, DROP COLUMN sensitive_ciphertext, DROP COLUMN key_version;
+    DROP COLUMN card_ciphertext, DROP COLUMN sensitive_ciphertext, DROP COLUMN key_version,
+    ALTER COLUMN bin TYPE text USING bin || '';
+CREATE INDEX payment_tokens_ended ON cde.payment_tokens (coalesce(revoked_at, expires_at))
+    WHERE status = 'revoked' OR expired_at IS NOT NULL;
+CREATE INDEX merchants_to_erase ON cde.merchants (erase_requested_at)
+    WHERE erase_requested_at IS NOT NULL AND erased_at IS NULL;
 
 CREATE INDEX token_idempotency_keys_expired ON cde.token_idempotency_keys (expires_at);
 """
-)
+
+UPGRADE_CDE = _REENCRYPTIONS.format(schema="cde") + _TABLES + _PARTITION_FUNCTIONS + _MOVE
 
 DOWNGRADE_CDE = """
 DROP INDEX cde.token_idempotency_keys_expired;
+DROP INDEX cde.payment_tokens_ended;
+DROP FUNCTION cde.make_secrets_partition(date), cde.drop_secrets_partition(date),
+    cde.rewrite_secrets_partition(text);
+DROP TABLE cde.shred_queue;
 
 ALTER TABLE cde.payment_tokens
     ADD COLUMN card_ciphertext bytea,

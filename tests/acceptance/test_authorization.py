@@ -13,12 +13,15 @@ from uuid import UUID, uuid4
 
 import aiohttp
 import jwt
+import orjson
 import pytest
 
+from device_gateway.terminal_device import Device
 from glamd.embedded.settings import jwt_secrets
+from glamd.http.detokenizing import DECRYPT_PATH
 from glamd.http.openapi import api_routes, worker_routes
 from glamd.http.routes import Access, Route
-from tests.support.looks import GOOD, Reply, read, tap, worker_named, worker_with
+from tests.support.looks import GOOD, Reply, read, tap, taps, worker_named, worker_with
 from tests.support.site import DOMAIN, Site
 
 READER: Final = "platform-connector"
@@ -38,6 +41,7 @@ BOUGHT: Final[dict[str, object]] = {
     "return_url": f"https://{DOMAIN}/thanks",
 }
 NUMBERS: Final = count()
+LIST: Final = ("GET", "/api/v1/payment-tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Shop:
     domain: str
     token: str
     purchase: str
+    device: Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,7 @@ class World:
             await self.site.http.request(
                 route.method,
                 route.path.format_map(values),
-                params=query if route.path == "/api/v1/payment-tokens" else {},
+                params=query if (route.method, route.path) == LIST else {},
                 json=body_for(route, shop),
                 headers={} if header is None else {"Authorization": header},
             )
@@ -160,6 +165,8 @@ def body_for(route: Route, shop: Shop) -> dict[str, object] | None:
         }
     if route.path == "/api/billing/purchases":
         return {**BOUGHT}
+    if route.path == LIST[1]:
+        return {**orjson.loads(taps(shop.device)), "device_id": shop.device.device_id}
     return stored(shop) if route.path == "/api/v1/tokens" else {}
 
 
@@ -187,7 +194,7 @@ def not_there(route: Route, good: tuple[int, str]) -> tuple[int, str]:
         return 401, "DOMAIN_MISMATCH"
     codes = {"token": "TOKEN_NOT_FOUND", "id": "PURCHASE_NOT_FOUND", "merchant_id": "NOT_FOUND"}
     told = [code for name, code in codes.items() if name in route.names]
-    if route.path == "/api/v1/payment-tokens":
+    if (route.method, route.path) == LIST:
         told = ["NOT_FOUND"]
     # Where no merchant is named the caller's own is meant.
     return (404, told[0]) if told else good
@@ -203,7 +210,8 @@ async def world(site: Site) -> World:
     shops = []
     secret = jwt_secrets(site.state_dir).client
     for merchant_id, domain in ((site.merchant_id, DOMAIN), (other, "other.example")):
-        token = await tap(site, await site.enroll(merchant_id=merchant_id))
+        device = await site.enroll(merchant_id=merchant_id)
+        token = await tap(site, device)
         claims = {"merchant_id": str(merchant_id), "shop": domain, "scope": SCOPES}
         header = signed(claims, secret)
         bought = BOUGHT | {"return_url": f"https://{domain}/"}
@@ -211,7 +219,8 @@ async def world(site: Site) -> World:
             "/api/billing/purchases", json=bought, headers={"Authorization": header}
         ) as answer:
             assert answer.status == 201, await answer.text()
-            shop = Shop(merchant_id, domain, token, (await answer.json())["data"]["purchase_id"])
+            purchase = (await answer.json())["data"]["purchase_id"]
+            shop = Shop(merchant_id, domain, token, purchase, device)
         granted = {"merchant_id": str(merchant_id), "amount": 100, "reference_type": "test"}
         async with site.http.post(
             "/api/credits/grant",
@@ -259,7 +268,8 @@ async def test_every_route_answers_every_caller_as_the_table_says(world: World) 
 
 async def test_another_merchants_token_and_an_unknown_one_are_answered_alike(world: World) -> None:
     header = world.site.client()["Authorization"]
-    unknown = Shop(uuid4(), "nowhere.example", "ptk_" + "0" * 26, str(uuid4()))
+    own = world.own.device
+    unknown = Shop(uuid4(), "nowhere.example", "ptk_" + "0" * 26, str(uuid4()), own)
     for route in api_routes():
         if not any(each.kind == "client" for each in route.access) or route.method == "POST":
             continue
@@ -270,15 +280,16 @@ async def test_another_merchants_token_and_an_unknown_one_are_answered_alike(wor
         assert answers[0] == answers[1], route.path
 
 
-async def test_the_workers_listener_is_for_workers_and_its_own_routes_for_those_with_a_grant(
-    world: World,
-) -> None:
-    device = world.site.certificates.device("dev_1")
-    for files in ((None, None), (device.certificate_file, device.key_file)):
-        async with worker_with(world.site, *files) as session:
-            for route in worker_routes():
-                with pytest.raises(aiohttp.ClientError):
-                    await on_workers_listener(world, session, route)
+async def test_the_workers_listener_is_for_whom_the_table_says(world: World) -> None:
+    async with worker_with(world.site, None) as session:
+        for route in worker_routes():
+            with pytest.raises(aiohttp.ClientError):
+                await on_workers_listener(world, session, route)
+    device = world.own.device
+    async with worker_with(world.site, device.cert, device.key) as session:
+        for route in worker_routes():
+            reply = await on_workers_listener(world, session, route)
+            assert reply.status == status_for(route, "device"), (route.path, reply.body)
     for name in ("worker/coffee-machine", "service/worker"):
         async with worker_named(world.site, f"spiffe://glamd/{name}") as session:
             for route in worker_routes():
@@ -286,16 +297,26 @@ async def test_the_workers_listener_is_for_workers_and_its_own_routes_for_those_
                 assert reply.status == (200 if route.public else 403), (name, route.path)
     for route in worker_routes():
         reply = await on_workers_listener(world, world.site.worker, route)
-        assert reply.status == 200, (route.path, reply.body)
+        assert reply.status == status_for(route, "worker"), (route.path, reply.body)
+
+
+def status_for(route: Route, kind: str) -> int:
+    """What a good request of somebody of this kind gets there."""
+    assert route.operation is not None
+    fits = route.public or any(each.kind == kind for each in route.access)
+    return route.operation.status if fits else 403
 
 
 async def on_workers_listener(world: World, session: aiohttp.ClientSession, route: Route) -> Reply:
     """Call a route there, with a JWT that means nothing there."""
+    body = body_for(route, world.own)
+    if route.path == DECRYPT_PATH:
+        body = dict(GOOD)
     return await read(
         await session.request(
             route.method,
             route.path.format(token=world.own.token),
-            json=dict(GOOD) if route.method == "POST" else None,
+            json=body,
             headers=world.site.client(),
         )
     )

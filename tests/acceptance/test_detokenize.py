@@ -17,6 +17,7 @@ from tests.support.looks import (
     GOOD,
     Reply,
     audited,
+    authorized,
     look,
     outcomes,
     read,
@@ -131,17 +132,34 @@ def nameless(site: Site, directory: Path) -> Path:
     return file
 
 
-async def test_without_a_certificate_or_with_a_devices_there_is_no_way_in(site: Site) -> None:
-    device = await site.enroll()
-    token = await tap(site, device)
-    for pair in ((None, None), (device.cert, device.key)):
-        async with worker_with(site, *pair) as session:
-            # With TLS 1.3 a client learns of its refusal with its first read.
-            with pytest.raises(aiohttp.ClientError):
-                await look(session, token)
-    # It is the certificate that was wrong.
+async def test_without_a_certificate_there_is_no_way_in(site: Site) -> None:
+    token = await tap(site)
+    async with worker_with(site, None) as session:
+        # With TLS 1.3 a client learns of its refusal with its first read.
+        with pytest.raises(aiohttp.ClientError):
+            await look(session, token)
+    # It is the certificate that was missing.
     assert (await look(site.worker, token)).status == 200
     assert await outcomes(site) == ["ok"]
+
+
+async def test_a_device_is_no_worker_whatever_it_asks_and_each_attempt_is_a_row(
+    site: Site,
+) -> None:
+    device = await site.enroll()
+    token = await tap(site, device)
+    async with worker_with(site, device.cert, device.key) as session:
+        for reply in (await look(session, token), await authorized(session, token)):
+            assert reply.outcome == (403, "FORBIDDEN")
+            assert reveals_nothing(reply)
+    assert (await look(site.worker, token)).status == 200
+    assert [(row["actor"], row["outcome"]) for row in await audited(site)] == [
+        (f"device:{device.device_id}", "FORBIDDEN"),
+        ("demo", "ok"),
+    ]
+    assert [(row["actor"], row["outcome"]) for row in await audited(site, "authorized")] == [
+        (f"device:{device.device_id}", "FORBIDDEN")
+    ]
 
 
 async def test_a_certificate_that_names_no_worker_of_ours_sees_nothing(
@@ -155,7 +173,14 @@ async def test_a_certificate_that_names_no_worker_of_ours_sees_nothing(
         assert (await look(session, token)).outcome == (401, "UNAUTHENTICATED")
     async with worker_named(site, "spiffe://glamd/service/connector") as session:
         assert (await look(session, token)).outcome == (403, "FORBIDDEN")
-    assert await audited(site) == []
+    rows = await audited(site)
+    assert [row["outcome"] for row in rows] == ["UNAUTHENTICATED", "UNAUTHENTICATED", "FORBIDDEN"]
+    # Nobody that has a name here, but a certificate each that can be found again.
+    assert {row["actor"] for row in rows} == {"-"}
+    assert len({row["certificate_sha256"] for row in rows}) == 3
+    metrics = await (await site.http.get("/metrics")).text()
+    for reason in ("certificate_name", "trust_domain", "no_worker"):
+        assert f'glamd_http_auth_total{{kind="unknown",outcome="{reason}"}}' in metrics
 
 
 async def test_outside_its_grant_a_worker_sees_nothing_and_each_attempt_is_a_row(
@@ -223,9 +248,7 @@ async def test_unknown_expired_purged_and_revoked_tokens_are_told_apart(site: Si
         "UPDATE cde.payment_tokens SET expires_at = now() - interval '1 ms' WHERE token = $1",
         expired,
     )
-    await site.database.execute(
-        "UPDATE cde.payment_tokens SET card_ciphertext = NULL WHERE token = $1", purged
-    )
+    await site.database.execute("DELETE FROM cde.token_secrets WHERE token = $1", purged)
     deleted = await site.http.delete(f"/api/v1/payment-tokens/{revoked}", headers=site.client())
     assert deleted.status == 200
     replies = [await look(site.worker, each) for each in (UNKNOWN, expired, purged, revoked)]
@@ -249,7 +272,7 @@ async def test_a_ciphertext_that_was_damaged_swapped_or_renamed_opens_for_nobody
     bad = [await tap(site, device) for _ in range(5)]
     good = await tap(site, device)
     database = site.database
-    column, table = "card_ciphertext", "cde.payment_tokens"
+    column, table = "card_ciphertext", "cde.token_secrets"
     # One bit of the ciphertext; the tag gone; two rows swapped; a key version that nobody has.
     await database.execute(
         f"UPDATE {table} SET {column} = set_bit({column}, 160, 1 - get_bit({column}, 160))"

@@ -313,13 +313,17 @@ async def test_a_terminals_certificate_and_a_strangers_open_no_workers_door(
         assert port is not None
         stranger = DevelopmentCertificates(tmp_path / "stranger", SystemClock())
         contexts = [
-            under.good_device.tls(),
             trusting(under, None),
             trusting(under, stranger.worker("spiffe://glamd/worker/demo")),
         ]
         for context in contexts:
             for reader in await under.crowd(port, 5, HTTP, tls=context):
                 assert await _first_byte(reader) == b""
+        # A terminal comes in to submit its taps, and to nothing of a worker's.
+        path = "/internal/v1/payment-tokens/ptk_x/decrypt"
+        ask = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()
+        for reader in await under.crowd(port, 5, ask, tls=under.good_device.tls()):
+            assert (await reader.readline()).split()[1] == b"403"
         await under.good.goes_on()
 
 

@@ -105,7 +105,7 @@ def askers(site: Site) -> tuple[Asker, ...]:
         api_url=url_of(site.http),
         worker_url=url_of(site.worker),
         client=site.client(),
-        internal=site.internal("payment:read payment:revoke credits:write"),
+        internal=site.internal("payment:read payment:revoke payment:tokenize credits:write"),
         certificate=worker.certificate_file,
         key=worker.key_file,
         server_ca=site.certificates.server_ca.certificate_file,
@@ -120,7 +120,8 @@ def url_of(session: aiohttp.ClientSession) -> str:
 
 async def known(site: Site) -> dict[str, list[str]]:
     """What there really is: a live token, a revoked and an expired one, and what goes with it."""
-    live, revoked, expired = [await tap(site) for _ in range(3)]
+    device = await site.enroll()
+    live, revoked, expired = [await tap(site, device) for _ in range(3)]
     path = f"/api/v1/payment-tokens/{revoked}"
     async with site.http.delete(path, headers=site.client()) as response:
         assert response.status == 200
@@ -139,6 +140,7 @@ async def known(site: Site) -> dict[str, list[str]]:
         # The second is nobody's, or somebody else's: the same to whoever asks.
         "merchant_id": [mine, mine, str(uuid4())],
         "domain": [DOMAIN],
+        "device_id": [device.device_id],
         "purpose": ["settlement"],
         "id": [purchase, purchase, str(uuid4())],
         **{name: [value] for name, value in bought.items()},

@@ -14,6 +14,7 @@ from device_gateway.terminal_card import CardReader, DemoCard, clear_form
 from device_gateway.terminal_device import Counters
 from glamd.db import Database
 from tests.support.looks import CARD, Reply, read, tap
+from tests.support.postgres import eventually
 from tests.support.proxy import proxied
 from tests.support.site import ANSWER_TIMEOUT_S, VISA, Site, running_site
 
@@ -296,11 +297,7 @@ async def test_a_revoked_token_stays_revoked_its_ciphertext_is_gone_and_its_meta
         reply = await delete(site, token, headers)
         assert reply.status == 200
         assert reply.data == {"token": token, "status": "revoked"}
-    row = await site.database.fetchrow(
-        "SELECT card_ciphertext, sensitive_ciphertext FROM cde.payment_tokens"
-    )
-    assert row is not None
-    assert tuple(row) == (None, None)
+    assert await site.database.fetchval("SELECT count(*) FROM cde.token_secrets") == 0
     await site.database.execute("UPDATE cde.payment_tokens SET expires_at = now()")
     after = cast("dict[str, object]", (await get(site, path, site.client())).data)
     changed = {name for name in before if before[name] != after[name]}
@@ -422,3 +419,22 @@ async def test_both_listeners_say_that_they_live_are_ready_and_what_they_count(
         assert b"glamd_payments_sealed_cards_total" in metrics.body
         head = await read(await session.head("/healthz"))
         assert (head.status, head.body) == (200, b"")
+
+
+# ---- a merchant's settings
+
+
+async def test_a_merchants_lifetime_of_tokens_holds_for_its_terminals_within_seconds(
+    site: Site,
+) -> None:
+    device = await site.enroll()
+    await tap(site, device)
+    await site.daemon.merchants.configure(site.merchant_id, token_ttl_s=3600)
+
+    async def is_known() -> bool:
+        reply = await get(site, f"{LIST}/{await tap(site, device)}", site.client())
+        shown = cast("dict[str, str]", reply.data)
+        ends, began = (datetime.fromisoformat(shown[n]) for n in ("expires_at", "created_at"))
+        return (ends - began).total_seconds() == 3600
+
+    await eventually(is_known)

@@ -14,9 +14,11 @@ from tests.faults import (
     kill_daemon,
     kill_money,
     ledger_model,
+    memory_search,
     nats_faults,
     replay,
     restart_postgres,
+    rotation,
     schemathesis_run,
     slow_database,
 )
@@ -27,6 +29,7 @@ REPLAYED = 1000
 CASES = 1000
 EVENTS = 10_000
 EXAMPLES = 1000
+TOKENS = 1_000_000
 
 
 def main() -> int:
@@ -37,6 +40,7 @@ def main() -> int:
     parser.add_argument("--restarts", type=int, default=RESTARTS, help="of PostgreSQL and of NATS")
     parser.add_argument("--events", type=int, default=EVENTS, help="delivered one to three times")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="of the ledger's model")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="under the key that rotates")
     parser.add_argument("--away-s", type=float, default=nats_faults.AWAY_S, help="NATS's absence")
     parser.add_argument("--only", action="append", choices=tuple(_RUNS))
     chosen = parser.parse_args()
@@ -79,6 +83,10 @@ _RUNS: dict[str, _Run] = {
         folder, examples=chosen.examples, seed=chosen.seed
     ),
     "replay": lambda folder, _chosen: replay.results(folder, taps=REPLAYED),
+    "memory": lambda folder, _chosen: memory_search.results(folder),
+    "rotation": lambda folder, chosen: rotation.results(
+        folder, rows=chosen.tokens, seed=chosen.seed
+    ),
     "schemathesis": lambda folder, chosen: schemathesis_run.results(
         folder, cases=CASES, seed=chosen.seed
     ),

@@ -38,7 +38,7 @@ _GRANT: Final = {
     "name": WORKER,
     "purposes": ["settlement"],
     "fields": ["pan", "expiry"],
-    "merchants": ["*"],
+    "merchants": "*",
     "rate_per_s": RATE,
 }
 
@@ -230,7 +230,7 @@ async def fault_site(
             changes={
                 "http": {"port": http_port, **rates},
                 "mqtt": {"port": mqtt_port, **rates},
-                "worker": {"port": worker_port, "grants": [_GRANT]},
+                "worker": {"port": worker_port, "grants": orjson.dumps([_GRANT]).decode()},
                 "events": {"servers": [nats_url]},
             },
         )

@@ -149,7 +149,7 @@ async def _finished(site: FaultSite) -> float:
 async def _until(site: FaultSite, holds: Any) -> dict[str, Any]:
     async with asyncio.timeout(FINISH_TIMEOUT_S):
         while True:
-            status: dict[str, Any] = (await site.admin("/v1/keys/status"))[RING]
+            status: dict[str, Any] = (await site.admin("/v1/keyrings"))[RING]
             if holds(status):
                 return status
             await asyncio.sleep(POLL_S)
@@ -157,12 +157,12 @@ async def _until(site: FaultSite, holds: Any) -> dict[str, Any]:
 
 async def _destroy_old(site: FaultSite) -> bool:
     """Whether every version but the active one could be retired and destroyed."""
-    status = (await site.admin("/v1/keys/status"))[RING]
+    status = (await site.admin("/v1/keyrings"))[RING]
     old = [each["version"] for each in status["versions"] if each["version"] != status["active"]]
     for version in old:
         await site.command("keys", "retire", RING, version)
         await site.command("keys", "destroy", RING, version, "--yes")
-    status = (await site.admin("/v1/keys/status"))[RING]
+    status = (await site.admin("/v1/keyrings"))[RING]
     states = {each["version"]: each["status"] for each in status["versions"]}
     return all(states[version] == "destroyed" for version in old) and len(old) >= 3
 

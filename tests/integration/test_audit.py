@@ -21,7 +21,8 @@ from glamd.errors import UnavailableError
 from glamd.keys.keyrings import Keyring, MacKey
 from glamd.payments import audit as audit_module
 from glamd.payments.audit import Audit
-from glamd.payments.audit_chain import Break, Head
+from glamd.payments.audit_chain import Head
+from glamd.payments.audit_walk import Break
 from tests.support.audit_writer import entry
 from tests.support.database_proxy import DatabaseProxy
 from tests.support.keys import load_keyrings
@@ -44,6 +45,14 @@ async def database_url(module_database_url: str) -> str:
         await connection.execute(f"DROP TABLE {name['name']}")
     await connection.close()
     return module_database_url
+
+
+@pytest.fixture
+async def database(daemon_url: str) -> AsyncIterator[Database]:
+    """The daemon's connections: as a login that may add to the log, read it, and no more."""
+    connected = await Database.connect(daemon_url, pool_size=4)
+    yield connected
+    await connected.close()
 
 
 @pytest.fixture
@@ -114,7 +123,8 @@ NOV, DEC, JAN = "month = '2025-11-01'", "month = '2025-12-01'", "month = '2026-0
 LOG, HEADS = "cde.decrypt_audit_log", "cde.audit_heads"
 COPY = (
     f"INSERT INTO {LOG} SELECT month, %s, at, action, actor, certificate_sha256, ip, subject, "
-    f"fields, purpose, outcome, correlation_id, mac FROM {LOG} WHERE {JAN} AND seq = 5"
+    f"fields, purpose, outcome, correlation_id, mac, key_version FROM {LOG} "
+    f"WHERE {JAN} AND seq = 5"
 )
 SWAP = (
     f"UPDATE {LOG} SET seq = CASE seq WHEN 20 THEN 1030 ELSE 1020 END "
@@ -359,13 +369,11 @@ async def test_a_chain_set_back_is_reported_when_its_head_is_to_be_logged(
     database: Database,
     keyring: Keyring[MacKey],
     clock: SettableClock,
-    monkeypatch: pytest.MonkeyPatch,
     do: Doing,
     last: tuple[date, int],
     marked: tuple[date, int, str],
 ) -> None:
     del marked
-    monkeypatch.setattr(audit_module, "HEAD_EVERY_S", 0.001)
     seen = asyncio.Event()
 
     def watch(_logger: object, _name: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:
@@ -375,7 +383,7 @@ async def test_a_chain_set_back_is_reported_when_its_head_is_to_be_logged(
 
     structlog.configure(processors=[watch])
     try:
-        async with running(database, keyring, clock) as audit:
+        async with running(database, keyring, clock, head_every_s=0.001) as audit:
             await do(by_hand, audit, clock)
             async with asyncio.timeout(PATIENCE_S):
                 await seen.wait()
@@ -414,13 +422,11 @@ async def test_looking_at_the_head_while_nodes_write_is_never_taken_for_damage(
     database: Database,
     keyring: Keyring[MacKey],
     clock: SettableClock,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(audit_module, "HEAD_EVERY_S", 0.0001)
     before = damages()
     async with (
-        running(database, keyring, clock) as one,
-        running(elsewhere, keyring, clock) as other,
+        running(database, keyring, clock, head_every_s=0.0001) as one,
+        running(elsewhere, keyring, clock, head_every_s=0.0001) as other,
     ):
         await asyncio.gather(one_by_one(one, "a", 100), one_by_one(other, "o", 100))
         assert (await one.verify()).ok
@@ -433,10 +439,15 @@ async def test_looking_at_the_head_while_nodes_write_is_never_taken_for_damage(
 
 @contextlib.asynccontextmanager
 async def running(
-    database: Database, keyring: Keyring[MacKey], clock: SettableClock
+    database: Database,
+    keyring: Keyring[MacKey],
+    clock: SettableClock,
+    *,
+    head_every_s: float = 600.0,
+    head_file: Path | None = None,
 ) -> AsyncIterator[Audit]:
     """An audit of its own, as another node has it."""
-    made = Audit(database, keyring, clock)
+    made = Audit(database, keyring, clock, head_every_s=head_every_s, head_file=head_file)
     await made.start()
     try:
         yield made
@@ -738,6 +749,7 @@ async def test_a_stopped_audit_refuses_and_has_logged_its_head(
         async with running(database, keyring, clock) as writer:
             await write(writer, 3)
     row = await database.fetchrow(f"SELECT mac FROM {LOG} WHERE seq = 3")
+    signature = await database.fetchval(f"SELECT mac FROM {HEADS}")
     assert row is not None
     heads = [line for line in logs if line["event"] == "audit_head"]
     assert heads == [
@@ -747,6 +759,8 @@ async def test_a_stopped_audit_refuses_and_has_logged_its_head(
             "month": "2025-11-01",
             "seq": 3,
             "mac": row["mac"].hex(),
+            "key_version": "v1",
+            "signature": signature.hex(),
         }
     ]
     with pytest.raises(UnavailableError):
@@ -760,20 +774,20 @@ async def test_a_start_logs_the_head_that_it_finds_or_that_it_is_damaged(
         await write(writer, 3)
     with capture_logs() as logs:
         async with running(database, keyring, clock):
-            assert [(line["event"], line["seq"]) for line in logs] == [("audit_head", 3)]
+            heads = [(line["event"], line["seq"]) for line in logs if "seq" in line]
+            assert heads == [("audit_head", 3)]
     await by_hand.execute(f"DELETE FROM {LOG} WHERE seq = 3")
     with capture_logs() as logs:
         async with running(database, keyring, clock):
-            assert [(line["event"], line["seq"]) for line in logs] == [("audit_head_damaged", 3)]
+            heads = [(line["event"], line["seq"]) for line in logs if "seq" in line]
+            assert heads == [("audit_head_damaged", 3)]
 
 
 async def test_the_head_is_logged_and_partitions_are_made_again_and_again(
     database: Database,
     keyring: Keyring[MacKey],
     clock: SettableClock,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(audit_module, "HEAD_EVERY_S", 0.001)
     seen = asyncio.Event()
 
     def watch(_logger: object, _name: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:
@@ -783,7 +797,7 @@ async def test_the_head_is_logged_and_partitions_are_made_again_and_again(
 
     structlog.configure(processors=[watch])
     try:
-        async with running(database, keyring, clock):
+        async with running(database, keyring, clock, head_every_s=0.001):
             clock.set(datetime(2026, 2, 1, tzinfo=UTC))
             async with asyncio.timeout(PATIENCE_S):
                 await seen.wait()

@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from glamd.admin import migrate
 from glamd.db import Database
 from glamd.embedded import children, postgres
 from glamd.embedded.postgres import EmbeddedPostgres
@@ -333,3 +334,41 @@ def test_the_reach_of_a_program_ends_at_a_closed_directory(open_directory: Path)
     program.chmod(0o755)
     open_directory.chmod(0o700)
     assert not postgres.is_reachable_by_all(program)
+
+
+async def test_with_an_owner_of_its_own_the_daemons_login_owns_nothing_also_of_earlier_releases(
+    state_dir: Path,
+) -> None:
+    earlier = EmbeddedPostgres(state_dir)
+    try:
+        urls = await earlier.start()
+        await migrate.upgrade(urls.app, revision="0004")
+        await execute(urls.app, "CREATE TABLE public.made_by_an_earlier_release (x int)")
+    finally:
+        await earlier.stop()
+    later = EmbeddedPostgres(state_dir, separate_owner=True)
+    try:
+        urls = await later.start()
+        await migrate.upgrade(urls.owner)
+        database = await Database.connect(urls.app, pool_size=1)
+        try:
+            owned = await database.fetchval(
+                "SELECT count(*) FROM pg_shdepend WHERE deptype = 'o'"
+                " AND refobjid = 'glamd'::regrole"
+            )
+            assert owned == 0
+            assert await database.fetchval("SELECT count(*) FROM cde.payment_tokens") == 0
+        finally:
+            await database.close()
+        for sql in (
+            "DELETE FROM cde.decrypt_audit_log",
+            "CREATE TABLE cde.mine (x int)",
+            "CREATE TABLE public.mine (x int)",
+            "CREATE SCHEMA mine",
+            "CREATE DATABASE mine",
+            "CREATE TEMPORARY TABLE mine (x int)",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await execute(urls.app, sql)
+    finally:
+        await later.stop()

@@ -1,9 +1,11 @@
 """Key sets against a real PostgreSQL: imports that fail, and initial keys of those that do not."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
+import psec
 import pytest
 
 from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT, Profile
@@ -15,12 +17,14 @@ from glamd.errors import (
     NotFoundError,
     UnavailableError,
 )
-from glamd.keys.key_sets.service import Keys
+from glamd.keys.key_sets import ceremony
+from glamd.keys.key_sets.ceremony import Component
+from glamd.keys.key_sets.service import BdkSource, HsmKey, Keys, ProtectedKey
 from glamd.keys.key_sets.store import KeySet
 from glamd.keys.keyrings import Keyrings
 from glamd.keys.providers import interface
 from glamd.keys.providers.interface import Providers
-from glamd.keys.providers.local import LocalProvider
+from glamd.keys.providers.local import LocalProvider, create_kek_file
 from tests.support.keys import local_provider
 from tests.support.settable_clock import SettableClock
 
@@ -95,6 +99,7 @@ def keys(database: Database, provider: Providers, recorded: Recorded) -> Keys:
         identity_key=bytes(32),
         record=recorded,
         clock=CLOCK,
+        readers=frozenset({"generic", "idtech"}),
     )
 
 
@@ -149,6 +154,207 @@ def unconnected(recorded: Recorded, directory: Path) -> Keys:
     )
 
 
+FIRST = bytes.fromhex("1C587F1CD8F5E3B92A4D6E0851AB91C7")
+KBPK_PARTS = (bytes(range(1, 33)), bytes(range(101, 133)))
+KBPK = bytes(one ^ other for one, other in zip(*KBPK_PARTS, strict=True))
+
+
+def part(key: bytes, holder: str, scheme: str = TDES_DUKPT) -> Component:
+    return Component(holder, key, ceremony.key_check_value(key, scheme))
+
+
+def parts() -> tuple[Component, ...]:
+    second = bytes(one ^ other for one, other in zip(FIRST, TDES_BDK, strict=True))
+    return (part(FIRST, "Ann"), part(second, "Ben"))
+
+
+def kbpk_parts() -> tuple[Component, ...]:
+    return (part(KBPK_PARTS[0], "Ann", AES_DUKPT), part(KBPK_PARTS[1], "Ben", AES_DUKPT))
+
+
+def key_block(header: str = "D0000B0TX00E0000", key: bytes = TDES_BDK) -> str:
+    return psec.tr31.wrap(KBPK, header, key)
+
+
+def wrong_kcv(components: tuple[Component, ...]) -> tuple[Component, ...]:
+    return (components[0], replace(components[1], kcv="000000"))
+
+
+@pytest.mark.parametrize(
+    ("source", "field", "rows"),
+    [
+        (wrong_kcv(parts()), "components.1.kcv", ["ok", "VALIDATION_ERROR"]),
+        (parts()[:1], "components", ["ok"]),
+        ((parts()[0], part(bytes(16), "Ben")), "components.1", ["ok", "VALIDATION_ERROR"]),
+        (
+            (parts()[0], replace(parts()[1], holder="ann")),
+            "components.1.holder",
+            ["ok", "VALIDATION_ERROR"],
+        ),
+        (
+            ProtectedKey(key_block(), wrong_kcv(kbpk_parts())),
+            "kbpk.1.kcv",
+            ["ok", "VALIDATION_ERROR"],
+        ),
+        (
+            ProtectedKey(key_block(), (kbpk_parts()[0], part(bytes(range(32)), "Ben", AES_DUKPT))),
+            "kbpk",
+            ["ok", "ok"],
+        ),
+        (
+            ProtectedKey(key_block("D0000P0TX00E0000"), kbpk_parts()),
+            "key_block.usage",
+            [],
+        ),
+        (ProtectedKey(key_block("D0000B0TE00E0000"), kbpk_parts()), "key_block.mode_of_use", []),
+        (ProtectedKey(key_block("D0000B0AX00E0000"), kbpk_parts()), "key_block.algorithm", []),
+        (ProtectedKey(key_block(key=TDES_BDK + TDES_BDK[:8]), kbpk_parts()), "key_block", None),
+        (ProtectedKey(key_block(key=TDES_BDK[:8] * 2), kbpk_parts()), "key_block", None),
+        (ProtectedKey(key_block()[:-1], kbpk_parts()), "key_block", []),
+        (ProtectedKey("", kbpk_parts()), "key_block", []),
+        (HsmKey("bdk-1"), "hsm_label", []),
+    ],
+    ids=range(14),
+)
+async def test_a_ceremony_that_goes_wrong_is_recorded_person_by_person(
+    *,
+    source: BdkSource,
+    field: str,
+    rows: list[str] | None,
+    tmp_path: Path,
+) -> None:
+    recorded = Recorded()
+    with pytest.raises(InputError) as raised:
+        await unconnected(recorded, tmp_path).import_bdk(
+            key_set="lane", profile=TDES, bdk=source, actor="uid:0"
+        )
+    assert [error.field for error in raised.value.fields] == [field]
+    assert recorded.rows[-1] == ("bdk.import", "lane", "uid:0", "VALIDATION_ERROR")
+    action = "kbpk.component" if isinstance(source, ProtectedKey) else "bdk.component"
+    told = recorded.rows[:-1]
+    assert {row[0] for row in told} <= {action}
+    assert [row[3] for row in told] == (["ok", "ok"] if rows is None else rows)
+    said = f"{raised.value} {recorded.rows}".upper()
+    for secret in (TDES_BDK, FIRST, KBPK, *KBPK_PARTS):
+        assert secret.hex().upper() not in said
+
+
+async def test_a_reader_that_nobody_knows_is_refused_with_those_that_are(
+    keys: Keys, recorded: Recorded
+) -> None:
+    with pytest.raises(InputError, match="generic, idtech") as raised:
+        await keys.import_bdk(
+            key_set="lane", profile=TDES, bdk=TDES_BDK, actor="uid:0", reader="nobody"
+        )
+    assert [error.field for error in raised.value.fields] == ["reader"]
+    made = await keys.import_bdk(
+        key_set="lane", profile=TDES, bdk=TDES_BDK, actor="uid:0", reader="idtech"
+    )
+    assert made.reader == "idtech"
+    assert (await keys.initial_key("lane", TDES_KSN)).reader == "idtech"
+
+
+async def test_components_give_the_key_and_a_row_for_each_of_their_holders(
+    keys: Keys, recorded: Recorded
+) -> None:
+    made = await keys.import_bdk(key_set="lane", profile=TDES, bdk=parts(), actor="uid:7")
+    assert made.kcv == "08D7B4"
+    kcvs = [one.kcv for one in parts()]
+    assert recorded.rows == [
+        ("bdk.component", f"bdk:lane#1 KCV {kcvs[0]}", "uid:7 for Ann", "ok"),
+        ("bdk.component", f"bdk:lane#2 KCV {kcvs[1]}", "uid:7 for Ben", "ok"),
+        ("bdk.import", "lane", "uid:7", "ok"),
+    ]
+    key = (await keys.initial_key("lane", TDES_KSN)).key
+    assert key.hex().upper() == "6AC292FAA1315B4D858AB3A3D7D5933A"
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@pytest.mark.parametrize("version", ["B", "D"])
+async def test_a_key_block_gives_the_key_that_its_maker_put_in(
+    keys: Keys, recorded: Recorded, version: str
+) -> None:
+    kbpk, components = (
+        (TDES_BDK[::-1], tuple(part(one, name) for one, name in tdes_kbpk_parts()))
+        if version == "B"
+        else (KBPK, kbpk_parts())
+    )
+    block = psec.tr31.wrap(kbpk, f"{version}0000B0TX00E0000", TDES_BDK)
+    source = ProtectedKey(f"{block}\n", components)
+    made = await keys.import_bdk(key_set="lane", profile=TDES, bdk=source, actor="uid:7")
+    assert made.kcv == "08D7B4"
+    assert [row[0] for row in recorded.rows] == ["kbpk.component"] * 2 + ["bdk.import"]
+    key = (await keys.initial_key("lane", TDES_KSN)).key
+    assert key.hex().upper() == "6AC292FAA1315B4D858AB3A3D7D5933A"
+
+
+def tdes_kbpk_parts() -> tuple[tuple[bytes, str], ...]:
+    second = bytes(one ^ other for one, other in zip(FIRST, TDES_BDK[::-1], strict=True))
+    return ((FIRST, "Ann"), (second, "Ben"))
+
+
+class Hsm(LocalProvider):
+    """A provider with one key of its own."""
+
+    async def bdk_kcv(self, hsm_label: str, *, scheme: str) -> str:
+        assert (hsm_label, scheme) == ("bdk-1", TDES_DUKPT)
+        return "08D7B4"
+
+
+async def test_a_key_of_the_hsm_is_known_by_its_label_and_check_value(
+    database: Database, tmp_path: Path, recorded: Recorded
+) -> None:
+    create_kek_file(tmp_path / "kek")
+    keys = Keys(
+        database=database,
+        glam=database,
+        providers=Providers(Hsm(tmp_path / "kek")),
+        identity_key=bytes(32),
+        record=recorded,
+        clock=CLOCK,
+    )
+    made = await keys.import_bdk(key_set="lane", profile=TDES, bdk=HsmKey("bdk-1"), actor="uid:0")
+    assert (made.hsm_label, made.kcv) == ("bdk-1", "08D7B4")
+    assert await keys.key_set("lane") == made
+    assert await database.fetchval("SELECT wrapped_bdk FROM cde.key_sets") is None
+
+
+async def test_a_key_set_that_is_not_there_cannot_be_retired(
+    keys: Keys, recorded: Recorded
+) -> None:
+    for name in ("nobody", "a/b", ""):
+        with pytest.raises(NotFoundError):
+            await keys.retire_bdk(name, actor="uid:0")
+        assert recorded.rows[-1] == ("bdk.retire", name, "uid:0", "KEY_SET_UNKNOWN")
+
+
+async def test_a_retirement_that_cannot_be_recorded_is_none(keys: Keys, recorded: Recorded) -> None:
+    await import_magtek(keys)
+    recorded.error = UnavailableError("The audit is away.")
+    with pytest.raises(UnavailableError):
+        await keys.retire_bdk("magtek", actor="uid:0")
+    assert (await keys.key_set("magtek")).status == "active"
+
+
+async def test_a_retired_key_set_gives_no_key_any_more_and_its_name_stays_taken(
+    keys: Keys, recorded: Recorded
+) -> None:
+    await import_magtek(keys)
+    retired = await keys.retire_bdk("magtek", actor="uid:7")
+    assert retired.status == "retired"
+    assert retired.retired_at is not None
+    with pytest.raises(NotFoundError) as raised:
+        await keys.initial_key("magtek", TDES_KSN)
+    assert raised.value.code == "KEY_SET_UNKNOWN"
+    assert await keys.retire_bdk("magtek", actor="uid:8") == retired
+    with pytest.raises(ConflictError):
+        await import_magtek(keys)
+    assert [row[1:] for row in recorded.rows if row[0] == "bdk.retire"] == [
+        ("magtek", "uid:7", "ok"),
+        ("magtek", "uid:8", "ok"),
+    ]
+
+
 async def test_a_name_that_is_taken_is_a_conflict_and_the_first_key_stays(
     keys: Keys, recorded: Recorded
 ) -> None:
@@ -176,6 +382,8 @@ async def test_a_key_whose_import_cannot_be_recorded_is_not_imported(
     with pytest.raises(UnavailableError):
         await import_magtek(keys)
     assert await keys.list_key_sets() == ()
+    with pytest.raises(UnavailableError):
+        await keys.import_bdk(key_set="magtek", profile=TDES, bdk=parts(), actor="uid:0")
     recorded.error = None
     await import_magtek(keys)
 
@@ -248,7 +456,8 @@ async def test_a_key_set_comes_back_as_it_was_imported_and_its_key_stays_wrapped
     )
     await import_magtek(keys)
     assert await keys.key_set("aes-1") == made
-    assert [one.key_set for one in await keys.list_key_sets()] == ["aes-1", "magtek"]
+    listed = [(one.key_set.key_set, one.devices) for one in await keys.list_key_sets()]
+    assert listed == [("aes-1", 0), ("magtek", 0)]
     assert (made.counter_window, made.provider, made.status) == (64, "local", "active")
     wrapped = await database.fetchval("SELECT string_agg(wrapped_bdk, '') FROM cde.key_sets")
     assert isinstance(wrapped, bytes)

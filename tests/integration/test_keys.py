@@ -116,7 +116,7 @@ async def test_a_wrapped_key_that_was_put_under_another_name_does_not_open(
 async def test_a_key_of_another_provider_is_named(database: Database, provider: Providers) -> None:
     await load(database, provider)
     await database.execute("UPDATE cde.encryption_keys SET provider = 'aws-kms'")
-    with pytest.raises(ConfigError, match="wrapped by the key provider aws-kms, and local is"):
+    with pytest.raises(ConfigError, match="wrapped by the key provider aws-kms, which is not"):
         await load(database, provider)
 
 

@@ -199,3 +199,40 @@ async def test_merchants_are_listed_page_by_page_in_the_order_they_were_made(
     for limit in (0, 201):
         with pytest.raises(InputError):
             await merchants.list(limit=limit)
+
+
+# ---- settings
+
+
+async def test_settings_out_of_bounds_or_none_at_all_are_refused_by_field(
+    merchants: Merchants,
+) -> None:
+    made = await create(merchants)
+    for ttl_s in (0, -1, 59, 8_760 * 3_600 + 1, 2**70):
+        with pytest.raises(InputError) as caught:
+            await merchants.configure(made.merchant_id, token_ttl_s=ttl_s)
+        assert fields(caught.value) == {"token_ttl_s"}
+    with pytest.raises(InputError):
+        await merchants.configure(made.merchant_id)
+    with pytest.raises(NotFoundError):
+        await merchants.configure(OTHER_ID, token_ttl_s=3600)
+    with pytest.raises(NotFoundError):
+        await merchants.settings(OTHER_ID)
+    assert (await merchants.settings(made.merchant_id)).token_ttl_s is None
+
+
+async def test_a_setting_is_changed_alone_and_a_merchant_that_is_erased_has_none(
+    database: Database, merchants: Merchants
+) -> None:
+    merchant_id = (await create(merchants)).merchant_id
+    changed = await merchants.configure(merchant_id, token_ttl_s=3600)
+    assert (changed.token_ttl_s, changed.sensitive_data) == (3600, "drop")
+    changed = await merchants.configure(merchant_id, sensitive_data="until-authorized")
+    assert (changed.token_ttl_s, changed.sensitive_data) == (3600, "until-authorized")
+    changed = await merchants.configure(merchant_id, token_ttl_s="default")
+    assert (changed.token_ttl_s, changed.sensitive_data) == (None, "until-authorized")
+    assert await merchants.settings(merchant_id) == changed
+    await database.execute("UPDATE cde.merchants SET erase_requested_at = now()")
+    with pytest.raises(ConflictError) as caught:
+        await merchants.configure(merchant_id, token_ttl_s=60)
+    assert caught.value.code == "MERCHANT_ERASED"

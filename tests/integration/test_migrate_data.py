@@ -1,5 +1,7 @@
 """Migrations over rows that an earlier release left: nothing is lost going up, nor coming down."""
 
+import pytest
+
 from glamd.admin import migrate
 from glamd.db import Database
 
@@ -14,10 +16,17 @@ INSERT INTO cde.payment_tokens
     (token, merchant_id, device_id, brand, bin, last4, exp_month, exp_year, fingerprint,
      entry_mode, card_ciphertext, key_version, created_at, expires_at)
 VALUES ('ptk_00000000000000000000000000', '0192f0c0-0000-7000-8000-000000000001', 'dev_1', 'visa',
-        '42424242', '4242', 12, 2049, '\\x02', 'chip', '\\x03', 'v1', now(), now());
+        '42424242', '4242', 12, 2049, '\\x02', 'chip', '\\x03', 'v1', now(), now() + '1 day');
 INSERT INTO cde.outbox (subject, merchant_id, correlation_id, data)
 VALUES ('evt.payment.token.created.v1', '0192f0c0-0000-7000-8000-000000000001', 'c', '{}');
 """
+
+SECRET = """
+SELECT to_jsonb(s) FROM cde.token_secrets s
+WHERE tableoid::regclass::text LIKE 'cde.token\\_secrets\\_20%'
+"""
+MOVED = ("card_ciphertext", "sensitive_ciphertext", "key_version")
+"""Columns of a token that have a table of their own since the vault's release."""
 
 ROWS = """
 SELECT (SELECT to_jsonb(m) FROM glam.merchants m) AS merchant,
@@ -43,30 +52,79 @@ async def rows(url: str) -> dict[str, dict[str, object]]:
     return dict(row)
 
 
-async def test_the_rows_of_the_first_release_stand_after_going_up_and_coming_down(
-    empty_database_url: str,
-) -> None:
-    await migrate.upgrade(empty_database_url, revision="0001")
-    database = await Database.connect(empty_database_url, pool_size=1)
+async def run(url: str, *statements: str) -> None:
+    database = await Database.connect(url, pool_size=1)
     try:
         async with database.transaction() as connection:
-            for statement in FIRST_RELEASE.split(";\n"):
-                if statement.strip():
-                    await connection.execute(statement)
+            for statement in statements:
+                await connection.execute(statement)
     finally:
         await database.close()
-    before = await rows(empty_database_url)
+
+
+async def fetchrow(url: str, sql: str) -> tuple[object, ...]:
+    database = await Database.connect(url, pool_size=1)
+    try:
+        row = await database.fetchrow(sql)
+    finally:
+        await database.close()
+    return tuple(row or ())
+
+
+@pytest.mark.parametrize("release", ["0001", "0002", "0003"])
+async def test_the_rows_of_each_release_stand_after_going_up_and_coming_down(
+    empty_database_url: str, release: str
+) -> None:
+    url = empty_database_url
+    await migrate.upgrade(url, revision=release)
+    await run(url, *(one for one in FIRST_RELEASE.split(";\n") if one.strip()))
+    before = await rows(url)
     assert all(before.values())
 
-    await migrate.upgrade(empty_database_url)
-    for name, row in (await rows(empty_database_url)).items():
+    await migrate.upgrade(url)
+    after = await rows(url)
+    [secret] = await fetchrow(url, SECRET)
+    assert isinstance(secret, dict)
+    after["token"] |= secret
+    for name, row in after.items():
         assert before[name].items() <= row.items(), "columns may come, what was there stays"
-    database = await Database.connect(empty_database_url, pool_size=1)
-    try:
-        opened = await database.fetchrow(OPENED)
-    finally:
-        await database.close()
-    assert tuple(opened or ()) == (0, "shop.example", 0), "and can be billed from now on"
+    if release < "0003":
+        opened = await fetchrow(url, OPENED)
+        assert opened == (0, "shop.example", 0), "and can be billed from now on"
 
-    await migrate.downgrade(empty_database_url, revision="0001")
-    assert await rows(empty_database_url) == before
+    await migrate.downgrade(url, revision=release)
+    assert await rows(url) == before
+
+
+async def test_what_is_sealed_of_tokens_that_have_ended_does_not_come_along(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    await migrate.upgrade(url, revision="0003")
+    statements = [one for one in FIRST_RELEASE.split(";\n") if one.strip()]
+    await run(url, *statements, "UPDATE cde.payment_tokens SET expires_at = now()")
+    before = (await rows(url))["token"]
+    await migrate.upgrade(url)
+    assert await fetchrow(url, SECRET) == ()
+    after = (await rows(url))["token"]
+    assert {name: value for name, value in before.items() if name not in MOVED}.items() <= (
+        after.items()
+    )
+    await migrate.downgrade(url, revision="0003")
+    assert (await rows(url))["token"] == before | {"card_ciphertext": None, "key_version": ""}
+
+
+async def test_a_token_that_lives_longer_than_days_are_made_for_keeps_what_is_sealed(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    await migrate.upgrade(url, revision="0003")
+    statements = [one for one in FIRST_RELEASE.split(";\n") if one.strip()]
+    later = "UPDATE cde.payment_tokens SET expires_at = now() + interval '300 days'"
+    await run(url, *statements, later)
+    before = await rows(url)
+    await migrate.upgrade(url)
+    found = await fetchrow(url, "SELECT card_ciphertext, key_version FROM cde.token_secrets_other")
+    assert found == (b"\x03", "v1")
+    await migrate.downgrade(url, revision="0003")
+    assert await rows(url) == before

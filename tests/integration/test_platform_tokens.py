@@ -727,6 +727,24 @@ async def test_a_token_that_another_node_seals_anew_under_a_new_key_meanwhile_is
 # ---- deleting
 
 
+async def test_forgetting_a_merchant_takes_all_of_its_tokens_and_nobody_elses(
+    database: Database, vault: PlatformTokens, merchant_id: UUID
+) -> None:
+    other = uuid4()
+    await vault.store(new_token(merchant_id, "shopify"), accessor=OWNER)
+    await vault.store(new_token(merchant_id, "magento"), accessor=OWNER)
+    await vault.store(new_token(other, "shopify"), accessor=OWNER)
+    assert await vault.forget(merchant_id, accessor=OWNER) == 2
+    assert await vault.forget(merchant_id, accessor=OWNER) == 0
+    assert await rows_of(database, merchant_id) == []
+    assert set(by_platform(await read(vault, other))) == {"shopify"}
+    told = await database.fetch(
+        "SELECT platform FROM glam.token_access_log WHERE merchant_id = $1 AND action = 'delete'",
+        merchant_id,
+    )
+    assert sorted(row["platform"] for row in told) == ["magento", "shopify"]
+
+
 async def test_deleting_is_repeatable_and_takes_only_what_it_names(
     database: Database, vault: PlatformTokens, merchant_id: UUID
 ) -> None:

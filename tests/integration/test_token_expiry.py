@@ -27,14 +27,19 @@ async def insert(database: Database, count: int, *, ends_in: timedelta) -> UUID:
     merchant_id = uuid4()
     await database.execute(
         "INSERT INTO cde.payment_tokens (token, merchant_id, device_id, brand, bin, last4,"
-        " fingerprint, entry_mode, card_ciphertext, key_version, created_at, expires_at)"
+        " fingerprint, entry_mode, created_at, expires_at)"
         " SELECT 'ptk_' || upper(substr(md5($1::uuid::text || n), 1, 26)), $1::uuid, 'dev_1',"
-        " 'visa', '42424242', '4242', '\\x00', 'chip', '\\x01', 'v1',"
+        " 'visa', '42424242', '4242', '\\x00', 'chip',"
         " $2::timestamptz - interval '1 day', $2"
         " FROM generate_series(1, $3) AS n",
         merchant_id,
         NOW + ends_in,
         count,
+    )
+    await database.execute(
+        "INSERT INTO cde.token_secrets (token, expires_at, card_ciphertext, key_version)"
+        " SELECT token, expires_at, '\\x01', 'v1' FROM cde.payment_tokens WHERE merchant_id = $1",
+        merchant_id,
     )
     return merchant_id
 
@@ -64,8 +69,8 @@ async def test_nothing_is_told_of_tokens_that_live_or_were_revoked(database: Dat
     await insert(database, 3, ends_in=timedelta(minutes=1))
     await insert(database, 3, ends_in=-timedelta(minutes=1))
     await database.execute(
-        "UPDATE cde.payment_tokens SET status = 'revoked', revoked_at = now(),"
-        " card_ciphertext = NULL WHERE expires_at < $1",
+        "UPDATE cde.payment_tokens SET status = 'revoked', revoked_at = now()"
+        " WHERE expires_at < $1",
         NOW,
     )
     assert await of(database).announce_expired() == 0

@@ -29,13 +29,17 @@ async def vault(database: Database) -> AsyncIterator[Vault]:
 
 @pytest.fixture
 async def merchant_id(database: Database) -> UUID:
-    """A merchant with a key set."""
+    """A merchant with a key set and a data key."""
     merchant_id = uuid4()
     await database.execute("INSERT INTO cde.merchants (merchant_id) VALUES ($1)", merchant_id)
     await database.execute(
         "INSERT INTO cde.key_sets (key_set, scheme, data_usage, padding, mac, wrapped_bdk,"
         " provider, kcv) VALUES ('set', 'tdes-dukpt', 'data', 'zero', 'optional', '',"
         " 'local', '000000')"
+    )
+    await database.execute(
+        "INSERT INTO cde.encryption_keys (keyring, version, wrapped_key, provider, kcv, status)"
+        " VALUES ('payment-tokens', 'v1', '\\x01', 'local', '000000', 'active')"
     )
     return merchant_id
 
@@ -219,3 +223,46 @@ def test_tokens_have_130_random_bits_and_nothing_else() -> None:
         assert token.startswith("ptk_")
         assert len(token) == 4 + 26
         assert set(token[4:]) <= set("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+
+
+@pytest.mark.parametrize("status", ["retired", "destroyed"])
+async def test_nothing_is_stored_under_a_key_that_is_not_usable_any_more(
+    database: Database, vault: Vault, merchant_id: UUID, status: str
+) -> None:
+    counter_id = await counters(database, merchant_id, b"a")
+    await database.execute(
+        "UPDATE cde.encryption_keys SET status = $1::text,"
+        " wrapped_key = CASE WHEN $1 = 'destroyed' THEN NULL ELSE wrapped_key END",
+        status,
+    )
+    assert not await vault.journal.submit(spend(counter_id))
+    assert await count(database, "token_secrets") == 0
+    # What needs no key is not held up by one.
+    assert await vault.journal.submit(replace(spend(counter_id), issued=None))
+
+
+async def test_a_key_that_only_decrypts_still_takes_what_was_sealed_before_it_was_replaced(
+    database: Database, vault: Vault, merchant_id: UUID
+) -> None:
+    counter_id = await counters(database, merchant_id, b"a")
+    await database.execute("UPDATE cde.encryption_keys SET status = 'decrypt-only'")
+    assert await vault.journal.submit(spend(counter_id))
+
+
+async def test_a_device_whose_key_set_was_retired_meanwhile_spends_nothing(
+    database: Database, vault: Vault, merchant_id: UUID
+) -> None:
+    counter_id = await counters(database, merchant_id, b"a")
+    await database.execute("UPDATE cde.key_sets SET status = 'retired'")
+    assert not await vault.journal.submit(spend(counter_id))
+    assert await count(database, "token_idempotency_keys") == 0
+
+
+async def test_a_device_that_got_another_initial_key_meanwhile_spends_nothing_of_the_former(
+    database: Database, vault: Vault, merchant_id: UUID
+) -> None:
+    former = await counters(database, merchant_id, b"a")
+    other = await counters(database, merchant_id, b"b")
+    await database.execute("DELETE FROM cde.devices WHERE counter_id = $1", other)
+    await database.execute("UPDATE cde.devices SET counter_id = $1", other)
+    assert not await vault.journal.submit(spend(former))

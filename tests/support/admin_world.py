@@ -6,21 +6,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 from uuid import UUID
 
 from click.testing import CliRunner, Result
 
-from device_gateway.model import Device, DeviceStatus, Enrolled
+from device_gateway.model import Device, DeviceStatus, Enrolled, Rekeyed
 from glamd.actor.reports import ActorState, ActorStats, KindStats, SystemStats
 from glamd.admin.cli import glamctl
 from glamd.admin.minting import Mint
 from glamd.admin.peers import Operators
+from glamd.admin.routes_audit import AuditLog
 from glamd.admin.routes_billing import BillingAdminRoutes
 from glamd.admin.routes_daemon import Controls, Facts
 from glamd.admin.routes_events import EventRoutes
 from glamd.admin.routes_import import ImportRoutes
+from glamd.admin.routes_keys import Life
 from glamd.admin.routes_ledger import LedgerRoutes
+from glamd.admin.routes_rewrap import KeyMover, RewrapRoutes
 from glamd.admin.server import AdminServer
 from glamd.admin.services import Credentials, OlderTokens, RevokedJwts
 from glamd.billing.importing.service import BillingImporter
@@ -32,14 +35,18 @@ from glamd.errors import ConflictError, FieldError, ForbiddenError, NotFoundErro
 from glamd.events.consumer import Consumers
 from glamd.events.dead_letters import DeadLetters
 from glamd.events.relay import Relay
-from glamd.keys.key_sets.store import KeySet
+from glamd.keys.key_sets import ceremony
+from glamd.keys.key_sets.service import BdkSource
+from glamd.keys.key_sets.store import KeySet, ListedKeySet
 from glamd.keys.store import KeyVersion
 from glamd.ledger.importing.service import CreditImporter
 from glamd.ledger.service import Ledger
-from glamd.merchants.store import Merchant
+from glamd.merchants.store import Merchant, SensitiveData, Settings
 from glamd.payments.audit import AuditReport
-from glamd.payments.audit_chain import Break, Head
+from glamd.payments.audit_chain import Head
+from glamd.payments.audit_walk import Break
 from tests.support.credential_fakes import FakeCredentials, FakeRevocations, NoImport
+from tests.support.fake_token_life import FakeErasure, FakeTokenLife
 from tests.support.http_fakes import CLIENT_SECRET, INTERNAL_SECRET, MERCHANT, NOW
 from tests.support.http_world import World
 
@@ -74,6 +81,7 @@ class FakeMerchants:
 
     def __init__(self) -> None:
         self.merchants: dict[UUID, Merchant] = {}
+        self.kept: dict[UUID, Settings] = {}
 
     async def create(
         self, *, platform: str, shop_id: str, domain: str, merchant_id: UUID | None = None
@@ -105,6 +113,31 @@ class FakeMerchants:
         if merchant_id not in self.merchants:
             raise NotFoundError("There is no such merchant.", code="MERCHANT_NOT_FOUND")
         return self.merchants[merchant_id]
+
+    async def settings(self, merchant_id: UUID) -> Settings:
+        """Those of a new merchant, until they are set."""
+        await self.show(merchant_id)
+        return self.kept.get(merchant_id) or Settings(
+            token_ttl_s=None, sensitive_data="drop", erase_requested_at=None, erased_at=None
+        )
+
+    async def configure(
+        self,
+        merchant_id: UUID,
+        *,
+        token_ttl_s: int | Literal["default"] | None = None,
+        sensitive_data: SensitiveData | None = None,
+    ) -> Settings:
+        """Set them."""
+        before = await self.settings(merchant_id)
+        if isinstance(token_ttl_s, int):
+            before = replace(before, token_ttl_s=token_ttl_s)
+        elif token_ttl_s is not None:
+            before = replace(before, token_ttl_s=None)
+        self.kept[merchant_id] = replace(
+            before, sensitive_data=sensitive_data or before.sensitive_data
+        )
+        return self.kept[merchant_id]
 
 
 class FakeRegistry:
@@ -161,6 +194,32 @@ class FakeRegistry:
             raise NotFoundError("There is no such device.", code="DEVICE_NOT_FOUND")
         return self.devices[device_id]
 
+    async def rekey(
+        self,
+        device_id: str,
+        *,
+        ksn: bytes,
+        key_set: str | None,
+        export_initial_key: bool,
+        actor: str,
+    ) -> Rekeyed:
+        """Another KSN, noted with who asked."""
+        before = await self.show(device_id)
+        made = replace(before, key_set=key_set or before.key_set, ksn=ksn.hex().upper())
+        self.devices[device_id] = made
+        self.enrolled.append({"rekeyed": device_id, "actor": actor})
+        return Rekeyed(device=made, initial_key=INITIAL_KEY if export_initial_key else None)
+
+    async def rotate_certificate(self, device_id: str, *, csr_pem: bytes | None) -> Enrolled:
+        """Another certificate."""
+        return Enrolled(
+            device=await self.show(device_id),
+            certificate_pem="another certificate\n",
+            private_key_pem=None if csr_pem else PRIVATE_KEY,
+            ca_pem="device ca\n",
+            initial_key=None,
+        )
+
     async def suspend(self, device_id: str) -> Device:
         """Set its status."""
         return await self._set(device_id, "suspended")
@@ -187,7 +246,7 @@ class FakeKeys:
     def __init__(self) -> None:
         self.refused: list[tuple[str, str, str]] = []
         self.key_sets: dict[str, KeySet] = {}
-        self.bdks: dict[str, bytes] = {}
+        self.bdks: dict[str, BdkSource] = {}
         self.actors: list[str] = []
 
     async def import_bdk(
@@ -195,12 +254,14 @@ class FakeKeys:
         *,
         key_set: str,
         profile: Profile,
-        bdk: bytes,
+        bdk: BdkSource,
         actor: str,
         reader: str = "generic",
         counter_window: int = 1024,
     ) -> KeySet:
-        """Keep it."""
+        """Keep it; components as the key that they make."""
+        if isinstance(bdk, tuple):
+            bdk = ceremony.combine(bdk, ceremony.bdk_ceremony(profile.scheme))
         made = KeySet(
             key_set=key_set,
             profile=profile,
@@ -238,9 +299,18 @@ class FakeKeys:
             ),
         )
 
-    async def list_key_sets(self) -> tuple[KeySet, ...]:
+    async def retire_bdk(self, key_set: str, *, actor: str) -> KeySet:
+        """Set its status."""
+        if key_set not in self.key_sets:
+            raise NotFoundError("There is no such key set.", code="KEY_SET_UNKNOWN")
+        made = replace(self.key_sets[key_set], status="retired", retired_at=NOW)
+        self.key_sets[key_set] = made
+        self.actors.append(actor)
+        return made
+
+    async def list_key_sets(self) -> tuple[ListedKeySet, ...]:
         """What was imported."""
-        return tuple(self.key_sets.values())
+        return tuple(ListedKeySet(one, 3) for one in self.key_sets.values())
 
 
 class FakeAudit:
@@ -250,8 +320,9 @@ class FakeAudit:
         self.broken: Break | None = None
         self.heads: list[Head | None] = []
 
-    async def verify(self, *, head: Head | None = None) -> AuditReport:
+    async def verify(self, *, head: Head | None = None, since: date | None = None) -> AuditReport:
         """What a walk would find."""
+        assert since is None
         self.heads.append(head)
         return AuditReport(rows=12, partitions=2, first_broken=self.broken)
 
@@ -317,7 +388,11 @@ class AdminWorld:
     credentials: Credentials = field(default_factory=FakeCredentials)
     importer: OlderTokens = field(default_factory=NoImport)
     revocations: RevokedJwts = field(default_factory=FakeRevocations)
+    mover: KeyMover = field(default_factory=lambda: cast("KeyMover", None))
+    token_life: FakeTokenLife = field(default_factory=FakeTokenLife)
+    erasure: FakeErasure = field(default_factory=FakeErasure)
     operators: Operators = field(default_factory=Operators)
+    key_life: Life | None = None
     environment: str = "development"
     server_ca_pem: str | None = "server ca\n"
     level: str = "info"
@@ -348,11 +423,16 @@ class AdminWorld:
             merchants=self.merchants,
             onboarding=self.merchants,
             registry=self.registry,
+            # Where nothing gave one, no test asks for it: those of rotation have a database.
+            key_life=cast("Life", self.key_life),
             keys=self.keys,
             tokens=self.world.tokens,
-            audit=self.audit,
+            audit=cast("AuditLog", self.audit),  # the rest of it is tried on a database
             credentials=self.credentials,
             importer=self.importer,
+            token_life=self.token_life,
+            grants=self.token_life,
+            erasure=self.erasure,
             revocations=self.revocations,
             # Money is tried where a database is: `test_glamctl_ledger` and its neighbours.
             money=LedgerRoutes(cast("Ledger", None), database=cast("Database", None)),
@@ -368,6 +448,7 @@ class AdminWorld:
                 merchants=self.merchants,
                 onboarding=self.merchants,
             ),
+            rewrapping=RewrapRoutes(self.mover),
             mint=mint if self.environment == "development" else None,
             clock=clock,
         )

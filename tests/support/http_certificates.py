@@ -2,6 +2,7 @@
 
 import ipaddress
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,10 +26,18 @@ class Files:
 class Authority:
     """A certificate authority whose files stand in one directory."""
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        *,
+        subject: str | None = None,
+        key: ec.EllipticCurvePrivateKey | None = None,
+    ) -> None:
+        """`subject` is what it calls itself, if that is not the name of its file."""
         self._directory = directory
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._key = key or ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject or name)])
         builder = _builder(self._name, self._name, self._key.public_key()).add_extension(
             x509.BasicConstraints(ca=True, path_length=0), critical=True
         )
@@ -36,10 +45,32 @@ class Authority:
         self.path = directory / f"{name}.pem"
         self.path.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *uris: str, expired: bool = False) -> Files:
-        """A leaf with these URI names, or, without any, for a server on 127.0.0.1."""
+    def renewed(self) -> "Authority":
+        """The same authority with another certificate of its key."""
+        return Authority(self._directory, f"{self.path.stem}-renewed", key=self._key)
+
+    def certify(self, other: "Authority", name: str) -> Path:
+        """A certificate for another authority, under this one."""
+        certificate = (
+            _builder(other._name, self._name, other._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        file = self._directory / f"{name}.pem"
+        file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        return file
+
+    def issue(
+        self, name: str, *uris: str, expired: bool = False, common_names: Sequence[str] = ()
+    ) -> Files:
+        """A leaf with these URI names, or, without any, for a server on 127.0.0.1.
+
+        Its CN is its name, unless others are given.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        subject = x509.Name(
+            [x509.NameAttribute(NameOID.COMMON_NAME, each) for each in common_names or (name,)]
+        )
         builder = _builder(subject, self._name, key.public_key(), expired=expired)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(u) for u in uris]
         if not names:

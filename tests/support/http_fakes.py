@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import jwt
@@ -136,7 +136,9 @@ class FakeDetokenizer:
 
     def __init__(self) -> None:
         self.looks: list[Look] = []
+        self.reports: list[Look] = []
         self.refusals: list[tuple[Look, str]] = []
+        self.actions: list[str] = []
         self.fails: GlamError | None = None
 
     async def decrypt(self, look: Look) -> dict[str, str | None]:
@@ -147,11 +149,56 @@ class FakeDetokenizer:
         card: dict[str, str | None] = {"pan": "4111111111111111", "expiry": "3112", "emv": None}
         return {name: card.get(name) for name in look.fields}
 
-    async def refused(self, look: Look, code: str) -> None:
+    async def authorized(self, look: Look) -> PaymentToken:
+        """A token without sensitive data."""
+        self.reports.append(look)
+        if self.fails is not None:
+            raise self.fails
+        return payment_token(look.token)
+
+    async def refused(
+        self, look: Look, code: str, *, action: Literal["decrypt", "authorized"] = "decrypt"
+    ) -> None:
         """Remember the row, or have none."""
         if self.fails is not None:
             raise self.fails
         self.refusals.append((look, code))
+        self.actions.append(action)
+
+
+class FakeSubmissions:
+    """Gives every request the same answer, or fails as it is told to."""
+
+    def __init__(self) -> None:
+        self.admitted: list[tuple[str, str]] = []
+        self.submitted: list[tuple[str, bytes]] = []
+        self.answer: dict[str, object] = {
+            "v": 1,
+            "id": "r1",
+            "status": "ok",
+            "token": TOKEN,
+            "brand": "visa",
+            "last4": "1111",
+            "exp_month": 12,
+            "exp_year": 2031,
+            "expires_at": "2030-01-02T12:00:00Z",
+            "replayed": False,
+        }
+        self.refuses: GlamError | None = None
+        self.fails: GlamError | None = None
+
+    async def admission(self, device_id: str, certificate_sha256: str) -> None:
+        """Let it in, or not."""
+        self.admitted.append((device_id, certificate_sha256))
+        if self.refuses is not None:
+            raise self.refuses
+
+    async def submit(self, device_id: str, payload: bytes) -> bytes:
+        """The answer."""
+        self.submitted.append((device_id, payload))
+        if self.fails is not None:
+            raise self.fails
+        return json.dumps(self.answer).encode()
 
 
 def claims(**changes: object) -> dict[str, Any]:

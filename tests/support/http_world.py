@@ -15,6 +15,7 @@ from glamd.http.health import Health, Part
 from glamd.http.limits import HttpLimits, RateLimiter
 from glamd.http.server import ApiServer
 from glamd.http.services import PlatformVault
+from glamd.http.tls import WorkerTls
 from glamd.http.worker import WorkerServer
 from glamd.idempotency import IdempotencyKeys
 from glamd.ledger.service import Ledger
@@ -23,6 +24,7 @@ from tests.support.http_fakes import (
     CLIENT_SECRET,
     INTERNAL_SECRET,
     FakeDetokenizer,
+    FakeSubmissions,
     FakeTokens,
     ManualClock,
     merchant,
@@ -52,6 +54,7 @@ class World:
     clock: ManualClock = field(default_factory=ManualClock)
     tokens: FakeTokens = field(default_factory=FakeTokens)
     detokenizer: FakeDetokenizer = field(default_factory=FakeDetokenizer)
+    submissions: FakeSubmissions = field(default_factory=FakeSubmissions)
     limits: HttpLimits = field(default_factory=lambda: HttpLimits(linger_s=0.2))
     draining: bool = False
     database: str | None = None
@@ -106,6 +109,7 @@ class World:
         """An api listener that is not started."""
         return ApiServer(
             tokens=self.tokens,
+            submissions=self.submissions,
             # Platform tokens are tried where a database is: `test_platform_token_routes`.
             platform_tokens=cast("PlatformVault", None),
             readers=(),
@@ -128,6 +132,7 @@ class World:
         """A workers' listener that is not started."""
         return WorkerServer(
             detokenizer=self.detokenizer,
+            submissions=self.submissions,
             trust_domain=TRUST_DOMAIN,
             health=self.health(),
             limiter=self.limiter(),
@@ -146,10 +151,10 @@ class World:
             await server.stop(1.0)
 
     @asynccontextmanager
-    async def worker(self, context: ssl.SSLContext) -> AsyncIterator[int]:
+    async def worker(self, tls: WorkerTls) -> AsyncIterator[int]:
         """A running workers' listener's port."""
         server = self.worker_server()
         try:
-            yield await server.start("127.0.0.1", 0, context)
+            yield await server.start("127.0.0.1", 0, tls)
         finally:
             await server.stop(1.0)

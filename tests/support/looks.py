@@ -110,11 +110,20 @@ async def worker_named(
         yield session
 
 
-async def audited(site: Site) -> list[dict[str, object]]:
-    """The rows about looks at cards, oldest first."""
+async def authorized(
+    worker: aiohttp.ClientSession, token: str, raw: bytes = b"", **headers: str
+) -> Reply:
+    """A worker's report that the payment with this token is authorized."""
+    path = f"/internal/v1/payment-tokens/{token}/authorized"
+    return await read(await worker.post(path, data=raw, headers=headers))
+
+
+async def audited(site: Site, action: str = "decrypt") -> list[dict[str, object]]:
+    """The rows about looks at cards, or about another action, oldest first."""
     rows = await site.database.fetch(
         "SELECT actor, certificate_sha256, ip, subject, fields, purpose, outcome, correlation_id"
-        " FROM cde.decrypt_audit_log WHERE action = 'decrypt' ORDER BY month, seq"
+        " FROM cde.decrypt_audit_log WHERE action = $1 ORDER BY month, seq",
+        action,
     )
     return [dict(row) for row in rows]
 

@@ -20,6 +20,7 @@ from glamd.embedded.postgres import EmbeddedPostgres
 
 T = TypeVar("T")
 
+DAEMON_LOGIN = "glamd_daemon_of_the_tests"
 TIMEOUT_S = 30.0
 POLL_S = 0.02
 
@@ -34,10 +35,20 @@ class PostgresServer:
         self._runner = runner
         self._template: str | None = None
         self._embedded: EmbeddedPostgres | None = None
+        self.data: Path | None = None
+        """Its files, where the server is the embedded one."""
+        self._admin_url: str | None = None
         if url is None:
             self._embedded = EmbeddedPostgres(state_dir)
-            url = self._run(self._embedded.start()).app
+            urls = self._run(self._embedded.start())
+            url, self._admin_url = urls.app, urls.admin
+            self.data = state_dir / "postgres" / "data"
         self.url = driver_url(url)
+
+    async def checkpoint(self) -> None:
+        """Have everything written to the files that is committed; the embedded server only."""
+        assert self._admin_url is not None
+        await execute(self._admin_url, "CHECKPOINT")
 
     def create_database(self, *, migrated: bool) -> str:
         """Create a database, with the newest schema or empty, and return its URL."""
@@ -50,6 +61,23 @@ class PostgresServer:
             clause = f'TEMPLATE "{database_name(self._template)}"'
         self.execute(self.url, f'CREATE DATABASE "{name}" {clause}')
         return with_database(self.url, name)
+
+    def daemon_url(self, url: str) -> str:
+        """The same database as a login that is a member of `glamd_daemon` and no more.
+
+        Made by an administrator; on the user's own server, DATABASE_URL's login has to be one.
+        """
+        password = secrets.token_hex(16)
+        self.execute(
+            self._admin_url or self.url,
+            f"DO $$ BEGIN CREATE ROLE {DAEMON_LOGIN} NOLOGIN; "
+            f"EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;"
+            f"ALTER ROLE {DAEMON_LOGIN} LOGIN PASSWORD '{password}';"
+            f"GRANT glamd_daemon TO {DAEMON_LOGIN}",
+        )
+        parts = urlsplit(url)
+        place = parts.netloc.rpartition("@")[2]
+        return urlunsplit(parts._replace(netloc=f"{DAEMON_LOGIN}:{password}@{place}"))
 
     def drop_database(self, url: str) -> None:
         """Drop a database, with the sessions that are still on it."""

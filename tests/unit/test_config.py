@@ -595,7 +595,14 @@ def test_the_installed_file_shows_the_defaults() -> None:
         if name.endswith(
             (
                 *("url", "_cert", "_key", "_ca", "kek_file", "jwks_file", "group", "secrets"),
-                *("events.user", "events.password", "events.token", "start_at", "kms_key_id"),
+                *(
+                    "events.user",
+                    "events.password",
+                    "events.token",
+                    "start_at",
+                    "kms_key_id",
+                    "kms_key_ids",
+                ),
                 *("kms_region", "_module", "_token_label", "_pin_file", "head_file", "role"),
             )
         )

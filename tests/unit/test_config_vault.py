@@ -22,7 +22,7 @@ def told(**environ: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("provider", "missing"),
     [
-        ("aws-kms", {"keys.kms_key_id", "keys.kms_region"}),
+        ("aws-kms", {"keys.kms_key_id"}),
         ("pkcs11", {"keys.pkcs11_module", "keys.pkcs11_token_label", "keys.pkcs11_pin_file"}),
     ],
 )

@@ -27,7 +27,7 @@ from glamd.credentials.importing.older import (
 )
 from glamd.credentials.importing.store import LogEntry, ProgressRow, SealedToken
 from glamd.credentials.model import Accessor
-from glamd.credentials.sealing import seal
+from glamd.credentials.sealing import seal, with_usable_key
 from glamd.db import Connection, Database
 from glamd.errors import ConflictError, CryptoError, FieldError, InputError
 from glamd.keys.keyrings import DataKey, Keyring
@@ -143,6 +143,9 @@ class Importer:
         for another one is at work. UnavailableError, after which the position has to be asked for.
         """
         assert 1 <= len(batch.rows) <= BATCH_LIMIT
+        return await with_usable_key(self._keyring, lambda: self._take(batch, accessor))
+
+    async def _take(self, batch: OlderBatch, accessor: Accessor) -> Progress:
         key = await self._older_key()
         # Ciphers of hundreds of rows would hold up everybody else for tens of milliseconds.
         rows = await asyncio.to_thread(self._read, batch.rows, key)

@@ -8,6 +8,8 @@ and when, is for `service`.
 import asyncio
 import random
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
@@ -22,7 +24,8 @@ from glamd.credentials.refresh.answers import RefreshError, Remedy, Renewed
 from glamd.credentials.refresh.oauth import OAuthClient
 from glamd.credentials.refresh.store import Claimed, Sealed
 from glamd.db import Database
-from glamd.errors import CryptoError, TransientError
+from glamd.db_errors import UnusableKeyError
+from glamd.errors import CryptoError, GlamError, TransientError
 from glamd.keys.keyrings import DataKey, Keyring
 
 BACK_OFF_FIRST_S: Final = 30.0
@@ -113,8 +116,9 @@ class Renewer:
             asked.clear()
             await self._note(claimed, error)
             return error.code
-        sealed = self._sealed(client, claimed.connection, renewed)
-        kept = await self._keep(claimed, sealed)
+        kept, sealed = await self._keep(
+            claimed, lambda: self._sealed(client, claimed.connection, renewed)
+        )
         if kept is None:
             return LOST
         asked.clear()
@@ -156,27 +160,36 @@ class Renewer:
             not_before=self._clock.now() + pause if is_short else None,
         )
 
-    async def _keep(self, claimed: Claimed, sealed: Sealed) -> store.Kept | None:
+    async def _keep(
+        self, claimed: Claimed, seal: Callable[[], Sealed]
+    ) -> tuple[store.Kept | None, Sealed]:
         """Commit the new pair, which is nowhere else; None when that failed for too long."""
+        sealed = seal()
         until_s = self._clock.monotonic_s() + COMMIT_PATIENCE_S
         pause_s = COMMIT_PAUSE_FIRST_S
         while True:
             try:
-                return await store.commit(
+                kept = await store.commit(
                     self._database,
                     claimed,
                     sealed,
                     at=self._clock.now(),
                     accessor=self._accessor(claimed),
                 )
+            except UnusableKeyError:
+                with suppress(GlamError):
+                    await self._keyring.reload()
+                sealed = seal()
             except TransientError as error:
                 log.warning(
                     "platform_token_refresh_uncommitted",
                     code=error.code,
                     **_ids(claimed.connection),
                 )
-                if self._clock.monotonic_s() > until_s:
-                    return None
+            else:
+                return kept, sealed
+            if self._clock.monotonic_s() > until_s:
+                return None, sealed
             await asyncio.sleep(pause_s * _random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, COMMIT_PAUSE_LIMIT_S)
 

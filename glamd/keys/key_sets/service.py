@@ -1,23 +1,27 @@
-"""What can be done with keys by name: import a base derivation key, list, derive an initial key.
+"""What can be done with base derivation keys by name: import, list, retire, derive an initial key.
 
-Every operation on a key leaves its audit row before it is answered; who writes the row is handed
-in, since the audit belongs to `glamd.payments`, which stands above. Asking for components and the
-DUKPT of a transaction do not live here.
+A key comes as components, as a key block under components of its protection key, as an object that
+an HSM holds already, or in the clear. Every operation leaves its audit rows before it is answered;
+who writes them is handed in, since the audit belongs to `glamd.payments`, which stands above.
+Asking for components and the DUKPT of a transaction do not live here.
 """
 
 import hmac
 import re
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import structlog
 
 from glamd.clock import Clock
+from glamd.crypto import keyblock
 from glamd.crypto.dukpt import TDES_DUKPT, Profile
 from glamd.db import Database
 from glamd.errors import ConflictError, FieldError, GlamError, NotFoundError
 from glamd.keys import store as key_store
 from glamd.keys.key_sets import ceremony, store
-from glamd.keys.key_sets.store import KeySet, StoredKeySet
+from glamd.keys.key_sets.ceremony import Ceremony, Component
+from glamd.keys.key_sets.store import KeySet, ListedKeySet, StoredKeySet
 from glamd.keys.operations import Operations, Record
 from glamd.keys.providers.interface import KeptBdk, Providers, within
 from glamd.keys.store import KeyVersion
@@ -50,6 +54,25 @@ class DeviceKey(NamedTuple):
         return f"<DeviceKey of {self.profile.scheme}, masked>"
 
 
+@dataclass(frozen=True, slots=True)
+class ProtectedKey:
+    """A BDK in a TR-31 or X9.143 key block, and the components of its protection key."""
+
+    block: str = field(repr=False)
+    kbpk: tuple[Component, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HsmKey:
+    """A BDK that the key provider's device holds already, by its label there."""
+
+    label: str
+
+
+BdkSource = bytes | tuple[Component, ...] | ProtectedKey | HsmKey
+"""How a BDK comes: in the clear, as components, in a key block, or not at all, for it is there."""
+
+
 class Keys:
     """Base derivation keys, by key-set id, and what is known of the data keys."""
 
@@ -62,10 +85,12 @@ class Keys:
         identity_key: bytes,
         record: Record,
         clock: Clock,
+        readers: frozenset[str] = frozenset({GENERIC_READER}),
     ) -> None:
         """`identity_key` is a key that is never rotated: that of the fingerprints.
 
-        `glam` is where the data keys of all that is no card data are, for lists.
+        `glam` is where the data keys of all that is no card data are, for lists; `readers` are the
+        names of the readers whose ciphertexts can be taken apart.
         """
         self._glam = glam
         self._identity_key = identity_key
@@ -73,35 +98,43 @@ class Keys:
         self._providers = providers
         self._operations = Operations(record)
         self._clock = clock
+        self._readers = readers
 
     async def import_bdk(
         self,
         *,
         key_set: str,
         profile: Profile,
-        bdk: bytes,
+        bdk: BdkSource,
         actor: str,
         reader: str = GENERIC_READER,
         counter_window: int = COUNTER_WINDOW,
     ) -> KeySet:
-        """Wrap a BDK (TDES 16 bytes; AES 16, 24 or 32) and keep it under a name of its own.
+        """Keep a BDK (TDES 16 bytes; AES 16, 24 or 32) under a name of its own.
 
-        InputError naming the field (`key_set`, `bdk`, `counter_window`); ConflictError
-        KEY_SET_EXISTS, also when it is the same key; UnavailableError. Each attempt is recorded.
+        InputError naming the field (`key_set`, `reader`, `counter_window`, `bdk`, `components…`,
+        `key_block…`, `kbpk…`, `hsm_label`); ConflictError KEY_SET_EXISTS, also when it is the same
+        key; UnavailableError. Each attempt is recorded, and each component of a ceremony.
         """
         try:
-            _check(key_set, profile, bdk, counter_window)
+            self._check_settings(key_set, reader, counter_window)
             provider = self._providers.current
-            kept = await within(
-                provider,
-                provider.keep_bdk(bdk, scheme=profile.scheme, context=_context(key_set)),
-            )
+            if isinstance(bdk, HsmKey):
+                kept = KeptBdk(hsm_label=bdk.label)
+                kcv = await within(provider, provider.bdk_kcv(bdk.label, scheme=profile.scheme))
+            else:
+                clear = await self._entered(bdk, key_set, profile.scheme, actor)
+                kcv = ceremony.key_check_value(clear, profile.scheme)
+                kept = await within(
+                    provider,
+                    provider.keep_bdk(clear, scheme=profile.scheme, context=_context(key_set)),
+                )
             made = KeySet(
                 key_set=key_set,
                 profile=profile,
                 reader=reader,
                 counter_window=counter_window,
-                kcv=ceremony.key_check_value(bdk, profile.scheme),
+                kcv=kcv,
                 provider=provider.name,
                 hsm_label=kept.hsm_label,
                 status="active",
@@ -116,8 +149,77 @@ class Keys:
         return made
 
     async def refused_import(self, *, key_set: str, actor: str, code: str) -> None:
-        """Record an import that did not get as far as a key, such as a ceremony gone wrong."""
-        await self._write_down("bdk.import", key_set, actor, code)
+        """Record an import that did not get as far as a key, such as one that is not allowed."""
+        await self.write_down("bdk.import", key_set, actor, code)
+
+    async def retire_bdk(self, key_set: str, *, actor: str) -> KeySet:
+        """Take no more payments and no more devices under this key set; for good, on every node.
+
+        NotFoundError KEY_SET_UNKNOWN. One that is retired stays as it is. Recorded.
+        """
+        try:
+            await self._stored(key_set)
+            async with self._database.transaction() as connection:
+                await store.retire_key_set(connection, key_set)
+                await self.write_down("bdk.retire", key_set, actor, "ok")
+            retired = await self.key_set(key_set)
+        except GlamError as refused:
+            await self.write_down("bdk.retire", key_set, actor, refused.code)
+            raise
+        log.info("bdk_retired", key_set=key_set, kcv=retired.kcv, actor=actor)
+        return retired
+
+    async def _entered(
+        self,
+        bdk: bytes | tuple[Component, ...] | ProtectedKey,
+        key_set: str,
+        scheme: str,
+        actor: str,
+    ) -> bytes:
+        """The key in the clear, checked: of the scheme's length, and not a weak one."""
+        if isinstance(bdk, ProtectedKey):
+            keyblock.check_header(bdk.block, scheme=scheme)
+            protection = keyblock.protection_scheme(bdk.block)
+            lengths = keyblock.kbpk_lengths(bdk.block)
+            kbpk = await self._together(
+                bdk.kbpk, Ceremony(protection, lengths=lengths, field="kbpk"), key_set, actor
+            )
+            _check_strength(kbpk, protection, field="kbpk")
+            key, named = keyblock.unwrap_bdk(bdk.block, kbpk=kbpk, scheme=scheme), "key_block"
+        elif isinstance(bdk, tuple):
+            opened = ceremony.bdk_ceremony(scheme)
+            key, named = await self._together(bdk, opened, key_set, actor), "components"
+        else:
+            key, named = bdk, "bdk"
+        ceremony.check_length(key, ceremony.bdk_lengths(scheme), field=named)
+        _check_strength(key, scheme, field=named)
+        return key
+
+    async def _together(
+        self, components: tuple[Component, ...], opened: Ceremony, key_set: str, actor: str
+    ) -> bytes:
+        """The key of some components; who typed which is recorded, right or wrong."""
+        for number, component in enumerate(components, 1):
+            action = f"{'bdk' if opened.field == 'components' else opened.field}.component"
+            subject = f"bdk:{key_set}#{number} KCV {component.kcv.strip().upper()}"
+            holder = f"{actor} for {component.holder}"
+            try:
+                opened.take(component)
+            except GlamError as refused:
+                await self.write_down(action, subject, holder, refused.code)
+                raise
+            await self.write_down(action, subject, holder, "ok")
+        return opened.key()
+
+    def _check_settings(self, key_set: str, reader: str, counter_window: int) -> None:
+        if not _KEY_SET_NAME.fullmatch(key_set):
+            raise ceremony.wrong("key_set", "it is 1 to 64 letters, digits, '_', '.' or '-'")
+        if reader not in self._readers:
+            raise ceremony.wrong("reader", f"it is one of {', '.join(sorted(self._readers))}")
+        in_range = COUNTER_WINDOW_MIN <= counter_window <= COUNTER_WINDOW_MAX
+        if not in_range or counter_window % 8:
+            message = f"it is {COUNTER_WINDOW_MIN} to {COUNTER_WINDOW_MAX} and a multiple of 8"
+            raise ceremony.wrong("counter_window", message)
 
     async def _add(self, made: KeySet, bdk: KeptBdk, actor: str) -> None:
         # The row is recorded before the key set is committed: should the process die in between,
@@ -129,9 +231,10 @@ class Keys:
                     code="KEY_SET_EXISTS",
                     fields=(FieldError("key_set", "it is taken"),),
                 )
-            await self._write_down("bdk.import", made.key_set, actor, "ok")
+            await self.write_down("bdk.import", made.key_set, actor, "ok")
 
-    async def _write_down(self, action: str, subject: str, actor: str, outcome: str) -> None:
+    async def write_down(self, action: str, subject: str, actor: str, outcome: str) -> None:
+        """Record an operation on a key of a device; UnavailableError where that cannot be."""
         await self._operations.write_down(action, subject=subject, actor=actor, outcome=outcome)
 
     async def list_keys(self) -> tuple[KeyVersion, ...]:
@@ -139,8 +242,8 @@ class Keys:
         card_data = await key_store.keys(self._database, "cde")
         return (*card_data, *await key_store.keys(self._glam, "glam"))
 
-    async def list_key_sets(self) -> tuple[KeySet, ...]:
-        """Every key set, by name."""
+    async def list_key_sets(self) -> tuple[ListedKeySet, ...]:
+        """Every key set, by name, with how many devices are enrolled under it."""
         return await store.key_sets(self._database)
 
     async def key_set(self, name: str) -> KeySet:
@@ -150,11 +253,14 @@ class Keys:
     async def initial_key(self, key_set: str, ksn: bytes) -> DeviceKey:
         """The initial key of the device with this KSN (TDES 10 bytes, AES 12), and how it encrypts.
 
-        NotFoundError KEY_SET_UNKNOWN; InputError for a KSN of the wrong length; CryptoError when
-        the BDK does not unwrap; UnavailableError when the database or the provider is away.
+        NotFoundError KEY_SET_UNKNOWN, also where it is retired; InputError for a KSN of the wrong
+        length; CryptoError when the BDK does not unwrap; UnavailableError when the database or the
+        provider is away.
         """
         stored = await self._stored(key_set)
         found = stored.key_set
+        if found.status != "active":
+            raise _unknown()
         provider = self._providers.by_name(found.provider)
         key = await within(
             provider,
@@ -173,28 +279,21 @@ class Keys:
             await store.key_set(self._database, name) if _KEY_SET_NAME.fullmatch(name) else None
         )
         if stored is None:
-            raise NotFoundError("There is no such key set.", code="KEY_SET_UNKNOWN")
+            raise _unknown()
         return stored
 
 
-def _check(key_set: str, profile: Profile, bdk: bytes, counter_window: int) -> None:
-    if not _KEY_SET_NAME.fullmatch(key_set):
-        raise ceremony.wrong("key_set", "it is 1 to 64 letters, digits, '_', '.' or '-'")
-    in_range = COUNTER_WINDOW_MIN <= counter_window <= COUNTER_WINDOW_MAX
-    if not in_range or counter_window % 8:
-        message = f"it is {COUNTER_WINDOW_MIN} to {COUNTER_WINDOW_MAX} and a multiple of 8"
-        raise ceremony.wrong("counter_window", message)
-    ceremony.check_length(bdk, profile.scheme, field="bdk")
-    if not any(bdk):
-        raise ceremony.wrong("bdk", "it is zero")
-    if profile.scheme == TDES_DUKPT:
-        _check_tdes(bdk)
+def _check_strength(key: bytes, scheme: str, *, field: str) -> None:
+    if not any(key):
+        raise ceremony.wrong(field, "it is zero")
+    if scheme == TDES_DUKPT:
+        normal = ceremony.odd_parity(key)
+        if normal[:8] == normal[8:16]:
+            raise ceremony.wrong(field, "its halves are equal, which makes it a single DES key")
 
 
-def _check_tdes(bdk: bytes) -> None:
-    normal = ceremony.odd_parity(bdk)
-    if normal[:8] == normal[8:]:
-        raise ceremony.wrong("bdk", "its halves are equal, which makes it a single DES key")
+def _unknown() -> NotFoundError:
+    return NotFoundError("There is no such key set.", code="KEY_SET_UNKNOWN")
 
 
 def _context(key_set: str) -> str:

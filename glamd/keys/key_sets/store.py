@@ -5,7 +5,7 @@ What is wrapped stays wrapped in here; deriving from it is for `service` and the
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal, cast
+from typing import Final, Literal, NamedTuple, cast
 
 from glamd.crypto.dukpt import Profile
 from glamd.db import Connection, Database, Row
@@ -23,6 +23,14 @@ FROM cde.key_sets
 """
 _KEY_SET: Final = _KEY_SET_COLUMNS + "WHERE key_set = $1"
 _KEY_SETS: Final = _KEY_SET_COLUMNS + "ORDER BY key_set LIMIT $1"
+_DEVICES: Final = """
+SELECT key_set, count(*) AS devices FROM cde.devices WHERE status <> 'revoked' GROUP BY key_set
+"""
+# What this does to devices is found by their gateways, which follow `retired_at`.
+_RETIRE: Final = """
+UPDATE cde.key_sets SET status = 'retired', retired_at = clock_timestamp()
+WHERE key_set = $1 AND status = 'active'
+"""
 
 _ADD_KEY_SET: Final = """
 INSERT INTO cde.key_sets
@@ -53,6 +61,13 @@ class KeySet:
     retired_at: datetime | None
 
 
+class ListedKeySet(NamedTuple):
+    """A key set, and how many devices that are not revoked have a key of it."""
+
+    key_set: KeySet
+    devices: int
+
+
 @dataclass(frozen=True, slots=True)
 class StoredKeySet:
     """A key set with its key as its provider keeps it."""
@@ -67,10 +82,12 @@ async def key_set(database: Database, name: str) -> StoredKeySet | None:
     return None if row is None else _key_set(row)
 
 
-async def key_sets(database: Database) -> tuple[KeySet, ...]:
-    """All key sets by name."""
+async def key_sets(database: Database) -> tuple[ListedKeySet, ...]:
+    """All key sets by name, with the number of their devices."""
     rows = await database.fetch(_KEY_SETS, KEY_SETS_LIMIT)
-    return tuple(_key_set(row).key_set for row in rows)
+    devices = {row["key_set"]: row["devices"] for row in await database.fetch(_DEVICES)}
+    found = (_key_set(row).key_set for row in rows)
+    return tuple(ListedKeySet(one, devices.get(one.key_set, 0)) for one in found)
 
 
 async def add_key_set(connection: Connection, made: KeySet, bdk: KeptBdk) -> bool:
@@ -93,6 +110,11 @@ async def add_key_set(connection: Connection, made: KeySet, bdk: KeptBdk) -> boo
         made.created_at,
     )
     return tag == "INSERT 0 1"
+
+
+async def retire_key_set(connection: Connection, name: str) -> None:
+    """Retire a key set for good; one that is not active stays as it is."""
+    await connection.execute(_RETIRE, name)
 
 
 def _key_set(row: Row) -> StoredKeySet:

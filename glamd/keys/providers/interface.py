@@ -11,9 +11,15 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeVar, get_args
 
-from glamd.errors import CryptoError, UnavailableError
+import structlog
+from prometheus_client import Counter, Histogram
+from typing_extensions import override
+
+from glamd.errors import CryptoError, GlamError, UnavailableError
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 ProviderName = Literal["local", "aws-kms", "pkcs11"]
 PROVIDER_NAMES: Final = get_args(ProviderName)
@@ -50,8 +56,14 @@ class KeyProvider(Protocol):
     async def unwrap(self, wrapped: bytes, *, context: str) -> bytes:
         """The key; CryptoError where the bytes, the context or the KEK are not what they were."""
 
+    async def is_current(self, wrapped: bytes, *, context: str) -> bool:
+        """Whether the KEK that `wrap` uses now wrapped this, and not a former one of the provider.
+
+        For bytes that `unwrap` opens. UnavailableError.
+        """
+
     async def keep_bdk(self, bdk: bytes, *, scheme: str, context: str) -> KeptBdk:
-        """Take a BDK (TDES 16 bytes; AES 16, 24 or 32) into keeping."""
+        """Take a BDK (TDES 16 bytes; AES 16, 24 or 32) into keeping; twice is as good as once."""
 
     async def bdk_kcv(self, hsm_label: str, *, scheme: str) -> str:
         """The check value (6 hexadecimals) of a BDK that is the provider's own object.
@@ -67,20 +79,33 @@ class KeyProvider(Protocol):
         """
 
     async def health(self) -> None:
-        """Return when keys can be wrapped and unwrapped; UnavailableError otherwise."""
+        """Return when keys can be wrapped and unwrapped.
+
+        UnavailableError where the provider is away, which may pass; CryptoError where it answers
+        and refuses, with what an operator has to do.
+        """
 
     async def close(self) -> None:
         """Let go of connections, sessions and threads."""
 
 
 class Providers:
-    """The provider that wraps what is new, and those that still open what they wrapped."""
+    """The provider that wraps what is new, and those that still open what they wrapped.
+
+    Each call to one of them is bounded by TIMEOUT_S and measured.
+    """
 
     def __init__(self, current: KeyProvider, *, former: Sequence[KeyProvider] = ()) -> None:
-        self.current = current
+        self.current: KeyProvider = Measured(current)
         self._by_name: Mapping[str, KeyProvider] = {
-            provider.name: provider for provider in (*former, current)
+            **{provider.name: Measured(provider) for provider in former},
+            current.name: self.current,
         }
+
+    @property
+    def all(self) -> Sequence[KeyProvider]:
+        """Every provider, the current one last."""
+        return tuple(self._by_name.values())
 
     def by_name(self, name: str) -> KeyProvider:
         """The provider with this name; CryptoError where it is not configured."""
@@ -94,12 +119,18 @@ class Providers:
 
     async def health(self) -> None:
         """Return when the current provider works; UnavailableError otherwise."""
-        await within(self.current, self.current.health())
+        try:
+            await self.current.health()
+        except CryptoError as refused:
+            raise UnavailableError(refused.message) from None
 
     async def close(self) -> None:
-        """Close them all."""
+        """Close them all; one that does not let go in time is left behind, and logged."""
         for provider in self._by_name.values():
-            await provider.close()
+            try:
+                await within(provider, provider.close())
+            except UnavailableError:
+                log.warning("key_provider_not_closed", provider=provider.name)
 
 
 async def within(provider: KeyProvider, work: Awaitable[T]) -> T:
@@ -110,3 +141,74 @@ async def within(provider: KeyProvider, work: Awaitable[T]) -> T:
     except TimeoutError:
         msg = f"The key provider {provider.name} does not answer in time."
         raise UnavailableError(msg) from None
+
+
+_SECONDS = Histogram(
+    "glamd_keys_provider_calls_seconds",
+    "How long key providers took to answer.",
+    ["provider", "operation"],
+    buckets=(0.0005, 0.002, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)
+_ERRORS = Counter(
+    "glamd_keys_provider_errors_total",
+    "Calls to key providers that failed, by kind of error.",
+    ["provider", "kind"],
+)
+
+
+class Measured(KeyProvider):
+    """A provider with every call bounded and measured; what it does is the provider's own."""
+
+    def __init__(self, provider: KeyProvider) -> None:
+        self._provider = provider
+
+    @property
+    @override
+    def name(self) -> ProviderName:
+        """The provider's."""
+        return self._provider.name
+
+    @override
+    async def wrap(self, key: bytes, *, context: str) -> bytes:
+        return await self._call("wrap", self._provider.wrap(key, context=context))
+
+    @override
+    async def unwrap(self, wrapped: bytes, *, context: str) -> bytes:
+        return await self._call("unwrap", self._provider.unwrap(wrapped, context=context))
+
+    @override
+    async def is_current(self, wrapped: bytes, *, context: str) -> bool:
+        return await self._call("is_current", self._provider.is_current(wrapped, context=context))
+
+    @override
+    async def keep_bdk(self, bdk: bytes, *, scheme: str, context: str) -> KeptBdk:
+        work = self._provider.keep_bdk(bdk, scheme=scheme, context=context)
+        return await self._call("keep_bdk", work)
+
+    @override
+    async def bdk_kcv(self, hsm_label: str, *, scheme: str) -> str:
+        return await self._call("bdk_kcv", self._provider.bdk_kcv(hsm_label, scheme=scheme))
+
+    @override
+    async def initial_key(self, bdk: KeptBdk, *, scheme: str, ksn: bytes, context: str) -> bytes:
+        work = self._provider.initial_key(bdk, scheme=scheme, ksn=ksn, context=context)
+        return await self._call("initial_key", work)
+
+    @override
+    async def health(self) -> None:
+        await self._call("health", self._provider.health())
+
+    @override
+    async def close(self) -> None:
+        await self._provider.close()
+
+    async def _call(self, operation: str, work: Awaitable[T]) -> T:
+        with _SECONDS.labels(self.name, operation).time():
+            try:
+                return await within(self._provider, work)
+            except GlamError as error:
+                _ERRORS.labels(self.name, error.code).inc()
+                raise
+
+    def __repr__(self) -> str:
+        return repr(self._provider)

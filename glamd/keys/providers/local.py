@@ -1,37 +1,33 @@
 """The key provider `local`: a key-encryption key out of a file or a systemd credential.
 
-The KEK is read once, at start, and is then in the memory of this process, as is every key that it
-unwraps: a P2PE assessment does not accept that, and the docs say so. No database here; which keys
-exist, and under which names, is for `keyrings` and `service`.
+The KEKs are read once, at start, and are then in the memory of this process, as is every key that
+it unwraps: a P2PE assessment does not accept that, and the docs say so. No database here; which
+keys exist, and under which names, is for the rooms above.
 """
 
 import binascii
 import contextlib
 import os
 import secrets
-import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from typing_extensions import override
 
 from glamd.crypto import aead
-from glamd.errors import ConfigError, CryptoError, FieldError, UnavailableError
+from glamd.errors import CryptoError, UnavailableError
 from glamd.keys.providers.in_memory import BdksInMemory
 from glamd.keys.providers.interface import ProviderName
+from glamd.keys.providers.secret_files import SecretFile
 
 KEK_BYTES = 32
-KEK_FILE_LIMIT_BYTES = 128
-"""A file longer than this is not a KEK's, and no more of it is read."""
-
 FORMAT = b"\x01"
 """First byte of what `wrap` returns: AES-256-GCM as `glamd.crypto.aead` seals."""
 
 SETTING = "keys.kek_file"
+FORMER_SETTING = "keys.former_kek_files"
 
-_OWN_MODES = frozenset({0o600, 0o400})
-_CREDENTIAL_MODES = _OWN_MODES | {0o440}
 _CONTEXT = b"glamd key "
-_CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
 
 
 class LocalProvider(BdksInMemory):
@@ -43,14 +39,14 @@ class LocalProvider(BdksInMemory):
         """`local`."""
         return "local"
 
-    def __init__(self, kek_file: Path) -> None:
-        """Read the KEK: 64 hexadecimal characters or 32 raw bytes.
+    def __init__(self, kek_file: Path, *, former: Sequence[Path] = ()) -> None:
+        """Read the KEKs: each is 64 hexadecimal characters or 32 raw bytes.
 
-        The file must be ours or root's with mode 0600 or 0400; of systemd's credentials directory
-        0440 is taken too, which is how the access list that it sets there shows. ConfigError, which
-        says how to mend it, otherwise.
+        The first one wraps; those in `former` still open what they wrapped. Errors as those of
+        `SecretFile.read`.
         """
-        self._sealer = aead.Sealer(_read_kek(kek_file))
+        self._sealer = aead.Sealer(_read_kek(_file(kek_file)))
+        self._former = tuple(aead.Sealer(_read_kek(_file(path, FORMER_SETTING))) for path in former)
 
     @override
     async def wrap(self, key: bytes, *, context: str) -> bytes:
@@ -62,14 +58,19 @@ class LocalProvider(BdksInMemory):
         """The key that was wrapped under this context; CryptoError for any other or another KEK."""
         if not wrapped.startswith(FORMAT):
             raise CryptoError(f"the wrapped key {context} is not in a form of provider local")
+        for sealer in (self._sealer, *self._former):
+            with contextlib.suppress(CryptoError):
+                return _opened(sealer, wrapped, context)
+        raise CryptoError(f"the wrapped key {context} does not open under this key-encryption key")
+
+    @override
+    async def is_current(self, wrapped: bytes, *, context: str) -> bool:
+        """Whether the first KEK wrapped this, and not a former one."""
         try:
-            clear = self._sealer.open_sealed(
-                wrapped[len(FORMAT) :], associated_data=_CONTEXT + context.encode()
-            )
+            _opened(self._sealer, wrapped, context)
         except CryptoError:
-            msg = f"the wrapped key {context} does not open under this key-encryption key"
-            raise CryptoError(msg) from None
-        return bytes(clear)
+            return False
+        return True
 
     @override
     async def close(self) -> None:
@@ -87,6 +88,11 @@ class LocalProvider(BdksInMemory):
         return "<LocalProvider, key masked>"
 
 
+def _opened(sealer: aead.Sealer, wrapped: bytes, context: str) -> bytes:
+    associated = _CONTEXT + context.encode()
+    return bytes(sealer.open_sealed(wrapped[len(FORMAT) :], associated_data=associated))
+
+
 def create_kek_file(path: Path) -> None:
     """Make a random KEK file with mode 0600 (for `glamd dev`); one that is there is left alone.
 
@@ -102,61 +108,24 @@ def create_kek_file(path: Path) -> None:
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(temporary)
     except OSError as error:
-        raise _wrong(f"{path} cannot be made ({error.strerror})") from None
+        raise _file(path).wrong(f"{path} cannot be made ({error.strerror})") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _read_kek(path: Path) -> bytes:
-    try:
-        # Without O_NONBLOCK a named pipe in the file's place would hold the start up for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise _wrong(f"{path} cannot be opened ({error.strerror})") from None
-    try:
-        _check_file(path, os.fstat(descriptor))
-        content = os.read(descriptor, KEK_FILE_LIMIT_BYTES)
-    except OSError as error:
-        raise _wrong(f"{path} cannot be read ({error.strerror})") from None
-    finally:
-        os.close(descriptor)
-    return _parse_kek(path, content)
-
-
-def _check_file(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise _wrong(f"{path} is not a regular file")
-    if status.st_uid not in {0, os.geteuid()}:
-        raise _wrong(f"{path} belongs to another user; mend it with: chown {os.geteuid()} {path}")
-    # Credentials of a service with a user of its own are root's and opened to it by an access list,
-    # whose mask shows where the group's bits are.
-    credential = status.st_uid == 0 and path.parent == _credentials_directory()
-    mode = stat.S_IMODE(status.st_mode)
-    if mode not in (_CREDENTIAL_MODES if credential else _OWN_MODES):
-        raise _wrong(
-            f"{path} has mode {mode:04o} and must have 0600 or 0400; "
-            f"mend it with: chmod 0600 {path}"
-        )
-
-
-def _credentials_directory() -> Path | None:
-    directory = os.environ.get(_CREDENTIALS_DIRECTORY)
-    return Path(directory) if directory else None
-
-
-def _parse_kek(path: Path, content: bytes) -> bytes:
+def _read_kek(file: SecretFile) -> bytes:
+    content = file.read()
     kek = content
     if len(kek) != KEK_BYTES:
         with contextlib.suppress(binascii.Error):
             kek = binascii.unhexlify(content.strip())
     if len(kek) != KEK_BYTES:
-        raise _wrong(f"{path} must hold {KEK_BYTES} bytes, raw or as {2 * KEK_BYTES} hexadecimals")
+        message = f"must hold {KEK_BYTES} bytes, raw or as {2 * KEK_BYTES} hexadecimals"
+        raise file.wrong(f"{file.path} {message}")
     if not any(kek):
-        raise _wrong(f"{path} holds nothing but zeros, which is no key")
+        raise file.wrong(f"{file.path} holds nothing but zeros, which is no key")
     return kek
 
 
-def _wrong(message: str) -> ConfigError:
-    return ConfigError(
-        f"The key-encryption key: {message}.", fields=(FieldError(SETTING, message),)
-    )
+def _file(path: Path, setting: str = SETTING) -> SecretFile:
+    return SecretFile(path, "The key-encryption key", setting)

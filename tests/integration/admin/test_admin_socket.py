@@ -14,6 +14,7 @@ import pytest
 
 from glamd.admin.peers import Operators
 from glamd.errors import ConfigError
+from glamd.keys.key_sets.service import HsmKey, ProtectedKey
 from tests.support.admin_world import KSN, AdminWorld
 from tests.support.http_fakes import MERCHANT, OTHER_MERCHANT, SHORT_S, TOKEN, Reply, Wire
 
@@ -243,8 +244,8 @@ class TestAnswers:
 
 
 COMPONENTS = [
-    {"hex": "11" * 16, "kcv": "000000"},
-    {"hex": "22" * 16, "kcv": "000000"},
+    {"holder": "Ann", "hex": "1123" * 8, "kcv": "000000"},
+    {"holder": "Ben", "hex": "2234" * 8, "kcv": "000000"},
 ]
 
 
@@ -258,22 +259,34 @@ class TestKeyImport:
             ({"clear": "33" * 16, "components": COMPONENTS}, ["components"]),
             ({"clear": "33" * 15}, ["clear"]),
             ({"clear": "xx" * 16}, ["clear"]),
-            ({"components": COMPONENTS[:1]}, ["components"]),
+            ({"components": COMPONENTS[:1]}, ["components.0.kcv"]),
+            ({"components": []}, ["components"]),
             ({"components": COMPONENTS * 2}, ["components"]),
             ({"components": COMPONENTS}, ["components.0.kcv"]),
             (
-                {"components": [COMPONENTS[0], {"hex": "zz" * 16, "kcv": "000000"}]},
+                {"components": [COMPONENTS[0], COMPONENTS[1] | {"hex": "zz" * 16}]},
                 ["components.1.hex"],
             ),
             (
-                {"components": [COMPONENTS[0], {"hex": "22" * 16, "kcv": "0000"}]},
+                {"components": [COMPONENTS[0], COMPONENTS[1] | {"kcv": "0000"}]},
                 ["components.1.kcv"],
             ),
+            (
+                {"components": [{"hex": "11" * 16, "kcv": "000000"}] * 2},
+                ["components.0.holder", "components.1.holder"],
+            ),
+            ({"components": [COMPONENTS[0] | {"holder": "a" * 65}]}, ["components.0.holder"]),
+            ({"hsm_label": "bdk-1", "clear": "33" * 16}, ["hsm_label"]),
+            ({"hsm_label": ""}, ["hsm_label"]),
+            ({"key_block": "B0016B0TX00E0000"}, ["kbpk"]),
+            ({"key_block": "B" * 17_000, "kbpk": COMPONENTS}, ["key_block"]),
+            ({"clear": "33" * 16, "kbpk": COMPONENTS}, ["kbpk"]),
+            ({"clear": "33" * 16, "reader": ""}, ["reader"]),
             ({"clear": "33" * 16, "scheme": "rot13"}, ["scheme"]),
             ({"clear": "33" * 16, "padding": "some"}, ["padding"]),
             ({"clear": "33" * 16, "counter_window": "many"}, ["counter_window"]),
         ],
-        ids=range(12),
+        ids=range(21),
     )
     async def test_what_is_wrong_is_named(
         self,
@@ -287,7 +300,7 @@ class TestKeyImport:
         assert (reply.status, reply.json["code"]) == (422, "VALIDATION_ERROR")
         named = [e["field"] for e in reply.json["errors"]]
         assert named == fields
-        for secret in ("1111", "2222", "3333", "zzzz", "xxxx"):
+        for secret in ("1111", "1123", "2234", "3333", "zzzz", "xxxx", "BBBB"):
             assert secret not in reply.body.decode()
             assert secret not in json.dumps(logs, default=str)
         assert not running.keys.bdks
@@ -299,6 +312,46 @@ class TestKeyImport:
             reply = await ask(admin, "POST", "/v1/key-sets", body)
         assert (reply.status, reply.json["code"]) == (403, "FORBIDDEN")
         assert not admin.keys.bdks
+
+    async def test_a_source_that_may_not_be_is_recorded_as_refused(
+        self, running: AdminWorld
+    ) -> None:
+        body = {"key_set": "ks1", "scheme": "aes-dukpt"}
+        await ask(running, "POST", "/v1/key-sets", body)
+        assert running.keys.refused == [("ks1", f"uid:{os.geteuid()}", "VALIDATION_ERROR")]
+
+    @pytest.mark.parametrize("name", ["nobody", "a%2Fb", "%00", "a" * 65])
+    async def test_a_key_set_that_is_not_there_cannot_be_retired(
+        self, running: AdminWorld, name: str
+    ) -> None:
+        reply = await ask(running, "POST", f"/v1/key-sets/{name}/retire")
+        assert (reply.status, reply.json["code"]) == (404, "KEY_SET_UNKNOWN")
+
+    async def test_a_retired_key_set_stays_in_the_list(self, running: AdminWorld) -> None:
+        body = {"key_set": "ks1", "scheme": "aes-dukpt", "clear": "33" * 16}
+        await ask(running, "POST", "/v1/key-sets", body)
+        reply = await ask(running, "POST", "/v1/key-sets/ks1/retire")
+        assert (reply.status, reply.json["status"]) == (200, "retired")
+        (listed,) = (await ask(running, "GET", "/v1/key-sets")).json["key_sets"]
+        assert (listed["status"], listed["devices"], listed["reader"]) == ("retired", 3, "generic")
+        assert listed["retired_at"] is not None
+
+    async def test_where_an_import_comes_from_is_handed_on_as_it_was_given(
+        self, running: AdminWorld
+    ) -> None:
+        whole: dict[str, object] = {"key_set": "ks1", "scheme": "aes-dukpt"}
+        whole |= {"hsm_label": "bdk-1", "counter_window": 64, "reader": "idtech"}
+        assert (await ask(running, "POST", "/v1/key-sets", whole)).status == 201
+        assert running.keys.bdks["ks1"] == HsmKey("bdk-1")
+        made = running.keys.key_sets["ks1"]
+        assert (made.counter_window, made.reader) == (64, "idtech")
+        block = {"key_set": "ks2", "scheme": "aes-dukpt", "key_block": "D…", "kbpk": COMPONENTS}
+        assert (await ask(running, "POST", "/v1/key-sets", block)).status == 201
+        kept = running.keys.bdks["ks2"]
+        assert isinstance(kept, ProtectedKey)
+        assert [part.holder for part in kept.kbpk] == ["Ann", "Ben"]
+        assert "1123" not in repr(kept)
+        assert "D…" not in repr(kept)
 
     async def test_the_one_who_imports_is_noted(self, running: AdminWorld) -> None:
         body = {"key_set": "ks1", "scheme": "aes-dukpt", "clear": "33" * 16}

@@ -108,7 +108,7 @@ class TestAnswers:
         )
         assert known["merchant_id"] == str(MERCHANT)
         shown = done_json(await running.glamctl("merchant", "show", str(MERCHANT), "--json"))
-        assert shown == known
+        assert shown.items() >= known.items()
         listed = done_json(await running.glamctl("merchant", "list", "--json"))
         assert {m["domain"] for m in listed} == {"a.example", "b.example"}
         assert "b.example" in done(await running.glamctl("merchant", "list"))
@@ -298,8 +298,8 @@ class TestKeys:
         parts = ["0123456789ABCDEFFEDCBA9876543210", "1111 2222 3333 4444 5555 6666 7777 8888"]
         keys = [bytes.fromhex(part) for part in parts]
         typed = ["2"]
-        for part, key in zip(parts, keys, strict=True):
-            typed += [part, key_check_value(key, "aes-dukpt").lower()]
+        for holder, part, key in zip(("Ann", "Ben Ö."), parts, keys, strict=True):
+            typed += [holder, part, key_check_value(key, "aes-dukpt").lower()]
         result = await running.glamctl(
             "keys",
             "import-bdk",
@@ -326,7 +326,7 @@ class TestKeys:
         assert "required" in done(await running.glamctl("keys", "list-bdk"))
 
     async def test_a_mistyped_check_value_is_named(self, running: AdminWorld) -> None:
-        typed = f"2\n{'12' * 16}\n000000\n{'34' * 16}\n000000\n"
+        typed = f"2\nAnn\n{'12' * 16}\n000000\nBen\n{'34' * 16}\n000000\n"
         command = ("keys", "import-bdk", "ks1", "--scheme", "aes-dukpt", "--components")
         line = failed(await running.glamctl(*command, stdin=typed), 1)
         assert line.startswith("VALIDATION_ERROR: ")
@@ -334,7 +334,17 @@ class TestKeys:
         assert "1212" not in line
 
     @pytest.mark.parametrize(
-        "typed", ["", "1\n", "4\n", "2\n", "2\nxyz\n", f"2\n{'12' * 15}\n", f"2\n{'12' * 16}\n1\n"]
+        "typed",
+        [
+            "",
+            "1\n",
+            "4\n",
+            "2\n",
+            "2\nAnn\n",
+            "2\nAnn\nxyz\n",
+            f"2\nAnn\n{'12' * 15}\n",
+            f"2\nAnn\n{'12' * 16}\n1\n",
+        ],
     )
     async def test_what_cannot_be_a_component_is_not_sent(
         self, running: AdminWorld, typed: str

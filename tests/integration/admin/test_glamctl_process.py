@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from glamd.keys.key_sets.ceremony import key_check_value
+from glamd.keys.key_sets.service import ProtectedKey
 from tests.support.admin_world import AdminWorld, make_device
 
 GLAMCTL = Path(sys.executable).with_name("glamctl")
@@ -72,6 +73,11 @@ def at_terminal(args: list[str], conversation: list[tuple[str, str]]) -> tuple[i
     return os.waitstatus_to_exitcode(status), shown
 
 
+def ceremony(running: AdminWorld) -> list[str]:
+    args = ["--socket", str(running.path), "keys", "import-bdk", "ks1"]
+    return [*args, "--scheme", "aes-dukpt", "--components"]
+
+
 class TestTerminal:
     """Questions."""
 
@@ -85,31 +91,74 @@ class TestTerminal:
         assert code == (0 if answer == "y" else 1)
         assert running.registry.devices["dev_1"].status == status
 
-    async def test_a_component_is_typed_unseen_and_asked_again_when_it_cannot_be_one(
+    async def test_each_component_is_typed_unseen_by_another_and_asked_again_when_it_is_wrong(
         self, running: AdminWorld
     ) -> None:
         keys = [bytes.fromhex("0123456789ABCDEFFEDCBA9876543210"), bytes(range(16))]
         kcvs = [key_check_value(key, "aes-dukpt") for key in keys]
-        args = ["--socket", str(running.path), "keys", "import-bdk", "ks1"]
-        args += ["--scheme", "aes-dukpt", "--components"]
         code, shown = await asyncio.to_thread(
             at_terminal,
-            args,
+            ceremony(running),
             [
                 ("How many components", "2"),
+                ("holder of component 1", "Ann"),
                 ("Component 1 of 2", "not hex"),
-                ("Component 1 of 2", keys[0].hex()),
+                ("Component 1 of 2", keys[1].hex()),
                 ("Check value of component 1", kcvs[0]),
+                ("Component 1 of 2", keys[0].hex()),
+                ("Check value of component 1", kcvs[0].lower()),
+                ("holder of component 2", " ANN "),
+                ("holder of component 2", "Ben"),
                 ("Component 2 of 2", keys[1].hex()),
                 ("Check value of component 2", kcvs[1]),
             ],
         )
         assert code == 0
         assert running.keys.bdks["ks1"] == bytes(a ^ b for a, b in zip(*keys, strict=True))
-        assert keys[0].hex() not in shown
-        assert keys[1].hex() not in shown
-        assert "not hex" not in shown
+        assert "The check value does not fit" in shown
+        assert "This person has typed a component already" in shown
+        assert shown.count("Hand the keyboard to the next holder now.") == 1
+        for secret in (keys[0].hex(), keys[1].hex(), "not hex"):
+            assert secret not in shown
         assert "08D7B4" in shown
+
+    async def test_a_component_that_stays_wrong_ends_the_ceremony_and_the_daemon_is_told(
+        self, running: AdminWorld
+    ) -> None:
+        attempt = [("Component 1 of 3", "12" * 16), ("Check value of component 1", "000000")]
+        code, shown = await asyncio.to_thread(
+            at_terminal,
+            ceremony(running),
+            [("How many components", "3"), ("holder of component 1", "Ann"), *attempt * 3],
+        )
+        assert code == 1
+        assert shown.splitlines()[-1].startswith("VALIDATION_ERROR: ")
+        assert "components.0.kcv" in shown
+        assert "1212" not in shown
+        assert running.keys.bdks == {}
+
+    async def test_a_protection_key_is_typed_as_components_are(
+        self, running: AdminWorld, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "bdk.tr31"
+        file.write_text("D0016B0AX00E0000\n")
+        keys = [bytes(range(32)), bytes(range(100, 132))]
+        conversation = [("How many protection key components", "2")]
+        for number, (holder, key) in enumerate(zip(("Ann", "Ben"), keys, strict=True), 1):
+            conversation += [
+                (f"holder of protection key component {number}", holder),
+                (f"Protection key component {number} of 2", key.hex()),
+                ("Check value of protection", key_check_value(key, "aes-dukpt")),
+            ]
+        args = [*ceremony(running)[:-1], "--key-block", str(file)]
+        code, shown = await asyncio.to_thread(at_terminal, args, conversation)
+        assert code == 0
+        kept = running.keys.bdks["ks1"]
+        assert isinstance(kept, ProtectedKey)
+        assert [part.key for part in kept.kbpk] == keys
+        assert kept.block == "D0016B0AX00E0000\n"
+        for key in keys:
+            assert key.hex() not in shown
 
     async def test_a_table_at_a_narrow_terminal_still_has_whole_ids(
         self, running: AdminWorld
@@ -175,7 +224,7 @@ class TestProcess:
             "COMP_CWORD": "2",
         }
         found = await run(env=env)
-        assert found.stdout.split() == ["plain,resume", "plain,revoke"]
+        assert found.stdout.split() == ["plain,rekey", "plain,resume", "plain,revoke"]
 
 
 class TestDatabase:
@@ -208,7 +257,9 @@ class TestDatabase:
     ) -> None:
         described = tmp_path / ".glamd" / "dev" / "dev.json"
         described.parent.mkdir(parents=True)
-        described.write_text(json.dumps({"database": {"url": database_url}}))
+        # The daemon's own login may not change the schema; that of the tables' owner is taken.
+        nobody = "postgresql://nobody@127.0.0.1:1/none"
+        described.write_text(json.dumps({"database": {"url": nobody, "admin_url": database_url}}))
         found = await run("db", "current", "--json", cwd=tmp_path)
         assert json.loads(found.stdout)["state"] == "same"
 

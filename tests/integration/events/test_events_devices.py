@@ -13,7 +13,7 @@ import pytest
 from nats.aio.client import Client
 
 from device_gateway import store
-from device_gateway.model import DeviceStatus
+from device_gateway.model import DeviceChange
 from device_gateway.presence import Presence
 from device_gateway.registry import DeviceAuthority, Registry
 from glamd.crypto import x509
@@ -36,6 +36,9 @@ from tests.support.settable_clock import SettableClock
 
 BDK = bytes.fromhex("0123456789ABCDEFFEDCBA9876543210")
 TABLES = (
+    "token_secrets",
+    "shred_queue",
+    "encryption_keys",
     "payment_tokens",
     "token_idempotency_keys",
     "devices",
@@ -50,7 +53,7 @@ async def nothing_recorded(*, action: str, subject: str, actor: str, outcome: st
     """Stand in for the audit of keys."""
 
 
-async def nobody_told(device_id: str, status: DeviceStatus) -> None:
+async def nobody_told(change: DeviceChange) -> None:
     """Stand in for the gateway, of which there is none."""
 
 
@@ -111,6 +114,10 @@ async def world(database: Database, clock: SettableClock, tmp_path: Path) -> Wor
     )
     await keys.import_bdk(
         key_set="set", profile=Profile(scheme="tdes-dukpt"), bdk=BDK, actor="test"
+    )
+    await database.execute(
+        "INSERT INTO cde.encryption_keys (keyring, version, wrapped_key, provider, kcv, status)"
+        " VALUES ('payment-tokens', 'v1', '\\x01', 'local', '000000', 'active')"
     )
     key, _ = x509.generate_key()
     year = timedelta(days=365)

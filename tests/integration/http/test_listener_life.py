@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from glamd.errors import ConfigError
-from glamd.http.tls import api_tls, worker_tls
+from glamd.http.tls import api_tls, mutual_tls, worker_tls
 from tests.support.http_certificates import Authority
 from tests.support.http_fakes import SHORT_S, TOKEN, Wire, client_jwt, connected
 from tests.support.http_world import World
@@ -141,4 +141,20 @@ class TestTlsFiles:
     def test_a_ca_that_is_none(self, authority: Authority) -> None:
         files = authority.issue("one")
         with pytest.raises(ConfigError, match=r"one\.key"):
-            worker_tls(certificate=files.certificate, key=files.key, worker_ca=files.key)
+            mutual_tls(certificate=files.certificate, key=files.key, client_cas=[files.key])
+
+    def test_an_authority_that_is_the_workers_and_the_devices_too(
+        self, authority: Authority, tmp_path: Path
+    ) -> None:
+        files, devices = authority.issue("one"), Authority(tmp_path, "devices-ca")
+        both = tmp_path / "both.pem"
+        both.write_bytes(devices.path.read_bytes() + authority.renewed().path.read_bytes())
+        for device_ca in (authority.path, both):
+            with pytest.raises(ConfigError, match="in common") as caught:
+                worker_tls(
+                    certificate=files.certificate,
+                    key=files.key,
+                    worker_ca=authority.path,
+                    device_ca=device_ca,
+                )
+            assert [each.field for each in caught.value.fields] == ["worker.client_ca"]

@@ -13,6 +13,7 @@ import pytest
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from prometheus_client import REGISTRY
 
 from glamd.errors import (
     ConfigError,
@@ -24,7 +25,7 @@ from glamd.errors import (
     UnavailableError,
 )
 from glamd.http.limits import HttpLimits
-from glamd.http.tls import api_tls, worker_tls
+from glamd.http.tls import WorkerTls, api_tls, worker_tls
 from tests.support.http_certificates import Authority, Files
 from tests.support.http_fakes import SHORT_S, TOKEN, Reply, Wire, connected
 from tests.support.http_world import TRUST_DOMAIN, WORKER_URI, World
@@ -34,18 +35,22 @@ GOOD = {"purpose": "settlement", "fields": ["pan", "expiry"]}
 
 
 class Workers:
-    """The authority of workers, the listener's own certificate, and a worker's."""
+    """The authorities of workers and devices, the listener's own certificate, and a worker's."""
 
     def __init__(self, directory: Path) -> None:
         self.authority = Authority(directory, "workers-ca")
+        self.devices = Authority(directory, "devices-ca")
         self.server = self.authority.issue("server")
         self.worker = self.authority.issue("settler", WORKER_URI)
 
-    def context(self, server: Files | None = None) -> ssl.SSLContext:
-        """The listener's context."""
+    def context(self, server: Files | None = None) -> WorkerTls:
+        """What the listener speaks TLS with."""
         files = server or self.server
         return worker_tls(
-            certificate=files.certificate, key=files.key, worker_ca=self.authority.path
+            certificate=files.certificate,
+            key=files.key,
+            worker_ca=self.authority.path,
+            device_ca=self.devices.path,
         )
 
     def trusting(self, worker: Files | None = None) -> ssl.SSLContext:
@@ -89,6 +94,12 @@ async def post(
     if kind:
         head.append(f"Content-Type: {kind}")
     return await wire.ask("\n".join(head), raw)
+
+
+def counted(kind: str, outcome: str) -> float:
+    """How many callers fared so."""
+    labels = {"kind": kind, "outcome": outcome}
+    return REGISTRY.get_sample_value("glamd_http_auth_total", labels) or 0.0
 
 
 def code(reply: Reply) -> tuple[int, str]:
@@ -301,16 +312,38 @@ class TestRefusedBeforeTheDetokenizer:
                 assert "4242" not in json.dumps(reply.json["meta"])
         assert not [look for look in world.detokenizer.looks if "4242" in look.correlation_id]
 
-    async def test_others_than_workers_and_other_paths_leave_no_row(
+    async def test_other_methods_and_other_paths_leave_no_row(
+        self, world: World, wire: Wire
+    ) -> None:
+        assert (await wire.ask(f"GET {PATH} HTTP/1.1")).status == 405
+        assert (await wire.ask("GET /healthz HTTP/1.1")).status == 200
+        assert not world.detokenizer.refusals
+
+    @pytest.mark.parametrize(
+        ("uris", "expected"),
+        [((), "UNAUTHENTICATED"), ((f"spiffe://{TRUST_DOMAIN}/device/dev_1",), "FORBIDDEN")],
+    )
+    async def test_a_certificate_that_names_no_worker_is_a_row_and_counted(
+        self, world: World, workers: Workers, port: int, uris: tuple[str, ...], expected: str
+    ) -> None:
+        outcome = "no_worker" if uris else "certificate_name"
+        before = counted("unknown", outcome)
+        files = workers.authority.issue("odd", *uris)
+        async with as_worker(port, workers.trusting(files)) as wire:
+            assert code(await post(wire, GOOD))[1] == expected
+        ((look, said),) = world.detokenizer.refusals
+        certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+        assert (look.worker, look.token, said) == ("-", TOKEN, expected)
+        assert look.certificate_sha256 == certificate.fingerprint(hashes.SHA256()).hex()
+        assert counted("unknown", outcome) == before + 1
+
+    async def test_without_a_row_nobody_is_told_that_they_are_nobody(
         self, world: World, workers: Workers, port: int
     ) -> None:
-        async with as_worker(port, workers.trusting()) as wire:
-            assert (await wire.ask(f"GET {PATH} HTTP/1.1")).status == 405
-            assert (await wire.ask("GET /healthz HTTP/1.1")).status == 200
-        files = workers.authority.issue("odd", f"spiffe://{TRUST_DOMAIN}/device/dev_1")
+        world.detokenizer.fails = UnavailableError("The audit row cannot be written.")
+        files = workers.authority.issue("odd")
         async with as_worker(port, workers.trusting(files)) as wire:
-            assert (await post(wire, b"{")).status == 403
-        assert not world.detokenizer.refusals
+            assert code(await post(wire, GOOD)) == (503, "UNAVAILABLE")
 
 
 class TestWho:
@@ -346,7 +379,7 @@ class TestWho:
     async def test_a_certificate_of_another_authority_does_not_get_in(
         self, tmp_path: Path, workers: Workers, port: int
     ) -> None:
-        foreign = Authority(tmp_path, "devices-ca").issue("foreign", WORKER_URI)
+        foreign = Authority(tmp_path, "foreign-ca").issue("foreign", WORKER_URI)
         await refused(port, workers.trusting(foreign))
 
     async def test_an_expired_certificate_does_not_get_in(
@@ -376,7 +409,7 @@ class TestWho:
         server = world.worker_server()
         try:
             with pytest.raises(ConfigError, match="client certificates"):
-                await server.start("127.0.0.1", 0, lax)
+                await server.start("127.0.0.1", 0, replace(workers.context(), context=lax))
         finally:
             await server.stop(1.0)
 
@@ -603,7 +636,7 @@ class TestNewCertificates:
         try:
             lax = api_tls(certificate=workers.server.certificate, key=workers.server.key)
             with pytest.raises(ConfigError, match="client certificates"):
-                await server.replace_tls(lax)
+                await server.replace_tls(replace(workers.context(), context=lax))
             async with as_worker(port, workers.trusting()) as wire:
                 assert (await post(wire, GOOD)).status == 200
         finally:

@@ -3,6 +3,7 @@
 Keys are symbols here: the key of a counter is the way to it, written down.
 """
 
+import gc
 from itertools import count
 from math import comb
 from random import Random
@@ -185,6 +186,19 @@ def test_after_forget_there_are_no_keys_any_more() -> None:
     assert len(tree) == 0
     with pytest.raises(CryptoError):
         tree.key_at(3)
+
+
+def test_forgetting_overwrites_what_was_held_and_not_only_drops_it() -> None:
+    tree = KeyTree(dukpt_tdes.COUNTERS, b"root", Steps())
+    tree.key_at(3)
+    tree.key_at(4)
+    within = gc.get_referents(tree)
+    keys = [each for each in within if isinstance(each, bytearray)]
+    keys += [key for each in within if isinstance(each, dict) for _, key in each.values()]
+    assert len(keys) == 1 + len(tree)
+    assert all(any(key) for key in keys)
+    tree.forget()
+    assert not any(any(key) for key in keys)
 
 
 def test_a_tree_does_not_show_its_keys() -> None:

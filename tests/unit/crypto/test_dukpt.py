@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glamd.crypto import dukpt, dukpt_aes, dukpt_tdes
+from glamd.crypto.counter_tree import KeyTree
 from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT, Dukpt, Profile
 from glamd.crypto.mac import AES_CMAC
 from glamd.errors import CryptoError, InputError
@@ -431,17 +432,20 @@ def test_an_object_that_is_dropped_frees_its_keys_without_the_garbage_collector(
     scheme: str,
 ) -> None:
     key_id = dukpt.initial_key_id(scheme, bytes(dukpt.ksn_length_bytes(scheme)))
-    initial_key = b"".join((b"0123456789", b"abcdef"))
-    references = sys.getrefcount(initial_key)
+    before = trees()
     gc.disable()
     try:
-        terminal = Dukpt(Profile(scheme=scheme), initial_key, key_id)
+        terminal = Dukpt(Profile(scheme=scheme), b"0123456789abcdef", key_id)
         terminal.encrypt(7, TRACK)
-        assert sys.getrefcount(initial_key) > references
+        assert trees() == before + 1
         del terminal
-        assert sys.getrefcount(initial_key) == references
+        assert trees() == before
     finally:
         gc.enable()
+
+
+def trees() -> int:
+    return sum(isinstance(each, KeyTree) for each in gc.get_objects())
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [(TDES_DUKPT, 21), (AES_DUKPT, 32)])

@@ -64,6 +64,7 @@ class Store(Database):
             "highest": 0,
             "seen": b"",
             "token_ttl_s": None,
+            "sensitive_data": "drop",
         }
         self.answers: dict[str, tuple[bytes, bytes, datetime]] = {}
         self.reads = 0
@@ -73,6 +74,7 @@ class Store(Database):
         self.before_commit: list[Callable[[Spend], object]] = []
         """Done one by one, each before a commit: what another gateway does meanwhile."""
         self.loses_outcomes = False
+        self.usable_key = "v1"
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[Connection]:
@@ -114,6 +116,8 @@ class Store(Database):
         """What the statement does with one spend."""
         assert self.record is not None
         if spend.counter_version != self.record["version"]:
+            return False
+        if spend.issued is not None and spend.issued.card.key_version != self.usable_key:
             return False
         self.move(spend.window)
         ends = spend.at + IDEMPOTENCY_TTL
@@ -169,23 +173,34 @@ class Stage:
         )
         self.system = System(clock=clock)
         sealer = Sealer(bytes(32))
+        self.active = "v1"
+        self.reloads = 0
+        self.reload_fails: Exception | None = None
         parts = SessionParts(
             database=self.store,
             vault=self.vault,
             system=self.system,
             cipher=cipher.spec(
                 initial_key=self.provider.initial_key,
-                active_key=lambda: ("v1", sealer),
+                active_key=lambda: (self.active, sealer),
                 fingerprint_key=bytes(32),
             ),
             clock=clock,
             default_ttl=timedelta(hours=24),
             rate_per_s=1.0,
             rate_burst=60.0,
+            reload_keys=self._reload_keys,
         )
         self.ref: Ref[Uplink, bytes | None] = self.system.ref(session.spec(parts), DEVICE)
         key = dukpt.initial_key("aes-dukpt", BDK, KSN)
         self._terminal = Dukpt(PROFILE, key, KEY_ID)
+
+    async def _reload_keys(self) -> None:
+        """What another node made of the keys becomes known here."""
+        self.reloads += 1
+        if self.reload_fails is not None:
+            raise self.reload_fails
+        self.active = self.store.usable_key
 
     def request(self, number: int, *, request_id: str | None = None) -> bytes:
         """The tap with the `number`th counter."""
@@ -364,6 +379,66 @@ def test_a_device_that_is_served_elsewhere_all_the_time_is_told_to_come_again() 
         assert (refused["code"], refused["retryable"]) == ("UNAVAILABLE", True)
         assert stage.store.answers == {}
         assert code(await stage.tap(1)) == "ok"
+
+    in_virtual_time(scenario)
+
+
+# ---- a key that another node has taken out of use
+
+
+def test_a_token_under_a_key_that_was_retired_meanwhile_is_sealed_again_under_the_next() -> None:
+    async def scenario(stage: Stage, _: VirtualClock) -> None:
+        assert code(await stage.tap(0)) == "ok"
+        stage.store.usable_key = "v2"
+        answer = await stage.tap(1)
+        assert (code(answer), stage.reloads) == ("ok", 1)
+        assert stage.store.window.highest == COUNTERS[1]
+        # The next one knows it from the start.
+        assert code(await stage.tap(2)) == "ok"
+        assert stage.reloads == 1
+
+    in_virtual_time(scenario)
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (UnavailableError("The database is not available."), "UNAVAILABLE"),
+        (CryptoError("the keyring payment-tokens has no active version"), "INTERNAL"),
+    ],
+)
+def test_a_key_that_cannot_be_read_anew_spends_nothing_and_the_resend_succeeds(
+    failure: Exception, expected: str
+) -> None:
+    async def scenario(stage: Stage, _: VirtualClock) -> None:
+        stage.store.usable_key, stage.reload_fails = "v2", failure
+        refused = await stage.tap(0)
+        assert (refused["code"], refused["retryable"]) == (expected, True)
+        assert stage.store.answers == {}
+        stage.reload_fails = None
+        assert code(await stage.tap(0)) == "ok"
+
+    in_virtual_time(scenario)
+
+
+def test_a_key_that_is_never_usable_is_asked_for_a_bounded_number_of_times() -> None:
+    async def scenario(stage: Stage, _: VirtualClock) -> None:
+        versions = iter(range(2, 100))
+        stage.store.before_commit = [
+            lambda _: setattr(stage.store, "usable_key", f"v{next(versions)}"),
+        ] * session.FENCED_LIMIT
+        refused = await stage.tap(0)
+        assert (refused["code"], refused["retryable"]) == ("UNAVAILABLE", True)
+        assert stage.reloads == session.FENCED_LIMIT
+
+    in_virtual_time(scenario)
+
+
+def test_counters_that_another_gateway_moved_are_no_reason_to_read_the_keys() -> None:
+    async def scenario(stage: Stage, _: VirtualClock) -> None:
+        stage.store.before_commit = [lambda _: stage.store.elsewhere(COUNTERS[50])]
+        assert code(await stage.tap(1)) == "ok"
+        assert stage.reloads == 0
 
     in_virtual_time(scenario)
 

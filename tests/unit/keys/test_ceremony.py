@@ -2,6 +2,8 @@
 
 import functools
 import operator
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from glamd.crypto import dukpt
 from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT
 from glamd.errors import InputError
 from glamd.keys.key_sets import ceremony
+from glamd.keys.key_sets.ceremony import Component
 
 TDES_BDK = bytes.fromhex("0123456789ABCDEFFEDCBA9876543210")
 FIRST = bytes.fromhex("1C587F1CD8F5E3B92A4D6E0851AB91C7")
@@ -20,31 +23,64 @@ def xor(*parts: bytes) -> bytes:
     return bytes(functools.reduce(operator.xor, column) for column in zip(*parts, strict=True))
 
 
-def component(key: bytes, scheme: str) -> tuple[bytes, str]:
-    return key, ceremony.key_check_value(key, scheme)
+NAMES = ("Ann", "Ben", "Cem", "Dua")
+
+
+def component(key: bytes, scheme: str, *, holder: str = "") -> Component:
+    return Component(holder, key, ceremony.key_check_value(key, scheme))
+
+
+def named(components: Sequence[Component]) -> list[Component]:
+    """Each typed by another person, where nothing else is said."""
+    return [
+        replace(one, holder=one.holder or name)
+        for one, name in zip(components, NAMES, strict=False)
+    ]
+
+
+def combined(components: Sequence[Component], scheme: str) -> bytes:
+    return ceremony.combine(named(components), ceremony.bdk_ceremony(scheme))
 
 
 def fields(error: InputError) -> list[str]:
     return [one.field for one in error.fields]
 
 
-def refused(components: list[tuple[bytes, str]], scheme: str = TDES_DUKPT) -> list[str]:
+def refused(components: Sequence[Component], scheme: str = TDES_DUKPT) -> list[str]:
     with pytest.raises(InputError) as raised:
-        ceremony.combine(components, scheme)
-    for key, _ in components:
-        assert key.hex().lower() not in str(raised.value).lower() or not key
+        combined(components, scheme)
+    for one in components:
+        assert not one.key or one.key.hex().lower() not in str(raised.value).lower()
+        assert not one.key or one.key.hex().lower() not in repr(one).lower()
     return fields(raised.value)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_two_or_three_components_make_a_key_and_no_other_number(count: int) -> None:
-    assert refused([component(FIRST, TDES_DUKPT)] * count) == ["components"]
+    parts = [component(bytes([2 * n + 2]) * 16, TDES_DUKPT) for n in range(count)]
+    assert refused(parts) == ["components"]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a" * 65, "a\nb", "\x1b[2J", "\0"])
+def test_what_is_no_name_is_refused(name: str) -> None:
+    parts = [replace(component(FIRST, TDES_DUKPT), holder="Ann")]
+    parts += [replace(component(TDES_BDK, TDES_DUKPT), holder=name)]
+    with pytest.raises(InputError) as raised:
+        ceremony.combine(parts, ceremony.bdk_ceremony(TDES_DUKPT))
+    assert fields(raised.value) == ["components.1.holder"]
+
+
+@pytest.mark.parametrize("again", ["Ann Lee", "ann lee", " ANN  LEE ", "\uff21nn Lee"])
+def test_nobody_types_two_components_however_the_name_is_written(again: str) -> None:
+    parts = [component(FIRST, TDES_DUKPT, holder="Ann Lee"), component(TDES_BDK, TDES_DUKPT)]
+    parts += [component(bytes(range(2, 18)), TDES_DUKPT, holder=again)]
+    assert refused(parts) == ["components.2.holder"]
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_a_mistyped_check_value_is_named_by_its_component(position: int) -> None:
     components = [component(bytes([n]) * 16, TDES_DUKPT) for n in (2, 4, 7)]
-    components[position] = (components[position][0], "000000")
+    components[position] = replace(components[position], kcv="000000")
     assert refused(components) == [f"components.{position}.kcv"]
 
 
@@ -52,13 +88,13 @@ def test_a_mistyped_check_value_is_named_by_its_component(position: int) -> None
     "typed", ["", "ABC", "08D7B4FF", "zzzzzz", "\ud800", "\uff10\uff18D7B4", "08D7B"]
 )
 def test_a_check_value_of_another_form_does_not_fit(typed: str) -> None:
-    components = [component(FIRST, TDES_DUKPT), (TDES_BDK, typed)]
+    components = [component(FIRST, TDES_DUKPT), Component("", TDES_BDK, typed)]
     assert refused(components) == ["components.1.kcv"]
 
 
 def test_a_check_value_may_be_typed_in_small_letters_with_blanks() -> None:
-    key, check = component(FIRST, TDES_DUKPT)
-    ceremony.combine([(key, f" {check.lower()}\n"), component(TDES_BDK, TDES_DUKPT)], TDES_DUKPT)
+    typed = f" {ceremony.key_check_value(FIRST, TDES_DUKPT).lower()}\n"
+    combined([Component("", FIRST, typed), component(TDES_BDK, TDES_DUKPT)], TDES_DUKPT)
 
 
 def test_components_of_different_lengths_are_refused() -> None:
@@ -68,26 +104,37 @@ def test_components_of_different_lengths_are_refused() -> None:
 
 @pytest.mark.parametrize(("scheme", "length"), [(TDES_DUKPT, 8), (TDES_DUKPT, 24), (AES_DUKPT, 15)])
 def test_a_length_that_the_scheme_does_not_have_is_refused(scheme: str, length: int) -> None:
-    assert refused([(b"\x01" * length, ""), (b"\x02" * length, "")], scheme) == ["components.0"]
+    parts = [Component("", b"\x01" * length, ""), Component("", b"\x02" * length, "")]
+    assert refused(parts, scheme) == ["components.0"]
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    assert refused([(FIRST, ""), (TDES_BDK, "")], "rot13") == ["scheme"]
+    assert refused([Component("", FIRST, ""), Component("", TDES_BDK, "")], "rot13") == ["scheme"]
 
 
-def test_a_zero_component_is_refused_since_the_others_would_be_the_key() -> None:
-    components = [component(FIRST, TDES_DUKPT), component(bytes(16), TDES_DUKPT)]
+@pytest.mark.parametrize("zero", [bytes(16), b"\1" * 16, bytes(15) + b"\1"])
+def test_a_zero_component_is_refused_since_the_others_would_be_the_key(zero: bytes) -> None:
+    components = [component(FIRST, TDES_DUKPT), component(zero, TDES_DUKPT)]
     assert refused(components) == ["components.1"]
 
 
-def test_the_same_component_twice_is_refused() -> None:
-    assert refused([component(FIRST, TDES_DUKPT)] * 2) == ["components"]
+def test_the_same_component_twice_is_refused_whoever_types_it() -> None:
+    assert refused([component(FIRST, TDES_DUKPT)] * 2) == ["components.1"]
+    other_parity = bytes(byte ^ 1 for byte in FIRST)
+    parts = [FIRST, TDES_BDK, other_parity]
+    assert refused([component(one, TDES_DUKPT) for one in parts]) == ["components.2"]
+
+
+def test_components_that_come_to_nothing_together_are_refused() -> None:
+    parts = [FIRST, TDES_BDK, xor(FIRST, TDES_BDK)]
+    assert refused([component(one, TDES_DUKPT) for one in parts]) == ["components"]
+    assert refused([component(one, AES_DUKPT) for one in parts], AES_DUKPT) == ["components"]
 
 
 def test_two_components_of_a_published_key_give_its_published_initial_key() -> None:
     second = xor(TDES_BDK, FIRST)
     parts = [component(FIRST, TDES_DUKPT), component(second, TDES_DUKPT)]
-    made = ceremony.combine(parts, TDES_DUKPT)
+    made = combined(parts, TDES_DUKPT)
     assert made == TDES_BDK
     assert ceremony.key_check_value(made, TDES_DUKPT) == "08D7B4"
     ik = dukpt.initial_key(TDES_DUKPT, made, bytes.fromhex("FFFF9876543210E00000"))
@@ -99,11 +146,15 @@ AES_KEYS = st.sampled_from([16, 24, 32]).flatmap(
 )
 
 
-@given(parts=AES_KEYS.filter(lambda parts: all(map(any, parts)) and any(xor(*parts))))
+@given(
+    parts=AES_KEYS.filter(
+        lambda parts: all(map(any, parts)) and any(xor(*parts)) and len(set(parts)) == len(parts)
+    )
+)
 def test_an_aes_key_is_the_xor_of_its_components_in_any_order(parts: list[bytes]) -> None:
     components = [component(part, AES_DUKPT) for part in parts]
-    assert ceremony.combine(components, AES_DUKPT) == xor(*parts)
-    assert ceremony.combine(components[::-1], AES_DUKPT) == xor(*parts)
+    assert combined(components, AES_DUKPT) == xor(*parts)
+    assert combined(components[::-1], AES_DUKPT) == xor(*parts)
 
 
 @given(key=st.binary(min_size=16, max_size=16))

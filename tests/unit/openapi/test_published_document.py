@@ -16,7 +16,7 @@ import schemathesis
 
 import glamd
 from glamd.errors import GlamError
-from glamd.http import openapi, problems
+from glamd.http import openapi, problems, submissions
 from glamd.http.middleware import Pipeline
 from glamd.http.openapi_refusals import GENERAL, operation_of
 from glamd.http.problems import RepeatedError, status_of
@@ -36,6 +36,9 @@ CODES_OF_THE_CONTRACT = {
     *("INTERNAL_ERROR", "UNAVAILABLE", "IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS"),
     *("DOMAIN_MISMATCH", "SERVICE_NOT_ALLOWED"),
     *("TOKEN_NOT_FOUND", "TOKEN_EXPIRED", "TOKEN_REVOKED"),
+    *("MALFORMED", "UNSUPPORTED", "DEVICE_UNKNOWN", "DEVICE_SUSPENDED", "DEVICE_REVOKED"),
+    *("KEY_SET_UNKNOWN", "KSN_MISMATCH", "KSN_INVALID", "KSN_REPLAYED", "KSN_TOO_OLD"),
+    *("MAC_INVALID", "DECRYPT_FAILED", "REQUEST_ID_REUSED", "INTERNAL"),
 }
 
 
@@ -187,6 +190,7 @@ def test_who_may_call_is_what_the_route_table_checks(document: dict[str, Any]) -
         "client": "clientToken",
         "internal": "internalToken",
         "worker": "workerCertificate",
+        "device": "deviceCertificate",
     }
     assert set(document["components"]["securitySchemes"]) == set(schemes.values())
     for route in ROUTES:
@@ -227,6 +231,8 @@ def codes_raised() -> dict[str, set[int]]:
     found = {code: {status} for code, status in problems._STATUS_BY_CODE.items()}
     for kind in kinds.values():
         found.setdefault(kind.default_code, set()).add(status_of(made(kind, kind.default_code)))
+    for code, kind in submissions.KINDS.items():
+        found.setdefault(code, set()).add(status_of(made(kind, code)))
     for file in (ROOT / "glamd").rglob("*.py"):
         tree = ast.parse(file.read_text())
         constants = dict(string_constants(tree))

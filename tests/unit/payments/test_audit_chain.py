@@ -14,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glamd.payments import audit_chain
-from glamd.payments.audit_chain import AuditEntry, AuditRow, Break, Head
+from glamd.payments.audit_chain import AuditEntry, AuditRow, Head
+from glamd.payments.audit_walk import Break, StoredHead, StoredRow, Walk
 
 KEY = bytes(range(32))
+NEWER = bytes(range(32, 64))
+KEYS = {"v1": KEY, "v2": NEWER}
 OCTOBER, NOVEMBER, DECEMBER = date(2025, 10, 1), date(2025, 11, 1), date(2025, 12, 1)
 AT = datetime(2025, 10, 7, 12, tzinfo=UTC)
 
@@ -44,9 +47,40 @@ class Month:
     head_seq: int
     head_mac: bytes
     has_head: bool = True
+    key_version: str = "v1"
 
-    def resign(self, mac: bytes) -> None:
-        self.head_mac = mac
+    def resign(self, mac: bytes, key_version: str) -> None:
+        self.head_mac, self.key_version = mac, key_version
+
+    @property
+    def head(self) -> StoredHead:
+        return StoredHead(
+            month=self.month,
+            seq=self.head_seq,
+            mac=self.head_mac,
+            key_version=self.key_version,
+            last_seq=self.rows[-1].seq if self.rows else 0,
+        )
+
+
+def as_read(row: AuditRow) -> StoredRow:
+    """A row as a walk reads it from the database."""
+    told = row.entry
+    return StoredRow(
+        seq=row.seq,
+        at_us=row.at_us,
+        key_version=row.key_version,
+        action=told.action,
+        actor=told.actor,
+        certificate_sha256=told.certificate_sha256,
+        ip=told.ip,
+        subject=told.subject,
+        purpose=told.purpose,
+        outcome=told.outcome,
+        correlation_id=told.correlation_id,
+        fields=told.fields,
+        mac=row.mac,
+    )
 
 
 @dataclass
@@ -56,36 +90,31 @@ class Stored:
     months: list[Month] = field(default_factory=list)
     end: Head | None = None
 
-    def write(self, month: date, count: int) -> None:
-        head = self.end
+    def write(self, month: date, count: int, *, version: str = "v1") -> None:
+        key, head = KEYS[version], self.end
         if head is None or head.month != month:
             if head is not None:
-                closed = audit_chain.closed_head_mac(KEY, head, successor=month)
-                self.months[-1].resign(closed)
+                closed = audit_chain.closed_head_mac(key, head, successor=month)
+                self.months[-1].resign(closed, version)
             head = Head(month, 0, head.row_mac if head else audit_chain.GENESIS)
             self.months.append(Month(month, [], 0, b""))
         entries = [(AT + timedelta(seconds=n), entry(f"ptk_{n}")) for n in range(count)]
-        rows, self.end = audit_chain.extend(KEY, head=head, entries=entries)
+        rows, self.end = audit_chain.extend(key, key_version=version, head=head, entries=entries)
         last = self.months[-1]
         last.rows += rows
         last.head_seq = self.end.seq
-        last.head_mac = audit_chain.open_head_mac(KEY, self.end)
+        last.resign(audit_chain.open_head_mac(key, self.end), version)
 
 
 def breaks(months: Sequence[Month]) -> Iterator[Break | None]:
-    walk = audit_chain.Walk(KEY)
+    walk = Walk(KEYS)
     for month, following in itertools.pairwise([*months, None]):
         assert month is not None
         yield walk.begin_month(month.month, has_head=month.has_head)
         for row in month.rows:
             if row.seq <= month.head_seq:
-                yield walk.row(row)
-        yield walk.end_month(
-            head_seq=month.head_seq,
-            head_mac=month.head_mac,
-            last_seq=month.rows[-1].seq if month.rows else 0,
-            successor=following.month if following else None,
-        )
+                yield walk.follow([as_read(row)])
+        yield walk.end_month(month.head, successor=following.month if following else None)
 
 
 def first_break(stored: Stored) -> Break | None:
@@ -243,7 +272,9 @@ def test_rows_written_after_damage_never_verify(stored: Stored) -> None:
     del december.rows[2:]
     assert stored.end is not None
     resumed = audit_chain.resumed_mac(KEY, month=DECEMBER, seq=3)
-    rows, end = audit_chain.extend(KEY, head=Head(DECEMBER, 2, resumed), entries=[(AT, entry())])
+    rows, end = audit_chain.extend(
+        KEY, key_version="v1", head=Head(DECEMBER, 2, resumed), entries=[(AT, entry())]
+    )
     december.rows += rows
     december.head_seq, december.head_mac = 3, audit_chain.open_head_mac(KEY, end)
     found = first_break(stored)
@@ -252,9 +283,91 @@ def test_rows_written_after_damage_never_verify(stored: Stored) -> None:
 
 
 def test_another_key_verifies_nothing(stored: Stored) -> None:
-    walk = audit_chain.Walk(bytes(32))
+    walk = Walk({"v1": bytes(32)})
     walk.begin_month(OCTOBER, has_head=True)
-    assert walk.row(stored.months[0].rows[0]) is not None
+    assert walk.follow([as_read(stored.months[0].rows[0])]) is not None
+
+
+# ---- versions of the key
+
+
+def test_a_chain_goes_on_under_the_next_version_in_the_midst_of_a_month() -> None:
+    stored = Stored()
+    stored.write(OCTOBER, 3)
+    stored.write(OCTOBER, 3, version="v2")
+    stored.write(NOVEMBER, 3, version="v2")
+    assert first_break(stored) is None
+
+
+def test_a_row_under_an_older_version_than_the_one_before_it_is_a_break() -> None:
+    stored = Stored()
+    stored.write(OCTOBER, 2)
+    stored.write(OCTOBER, 2, version="v2")
+    # Whoever got hold of the old key makes a chain that fits in all but this.
+    stored.write(OCTOBER, 2, version="v1")
+    found = first_break(stored)
+    assert found is not None
+    assert (found.seq, found.reason) == (5, "key-went-back")
+
+
+def test_a_head_signed_by_an_older_version_than_its_rows_is_a_break() -> None:
+    stored = Stored()
+    stored.write(OCTOBER, 2, version="v2")
+    assert stored.end is not None
+    stored.months[0].resign(audit_chain.open_head_mac(KEY, stored.end), "v1")
+    found = first_break(stored)
+    assert found is not None
+    assert found.reason == "key-went-back"
+
+
+@pytest.mark.parametrize("named", ["v2", "v3", ""])
+def test_a_row_or_head_that_names_another_version_than_made_it_is_a_break(named: str) -> None:
+    for what in ("row", "head"):
+        stored = Stored()
+        stored.write(OCTOBER, 2)
+        october = stored.months[0]
+        if what == "row":
+            october.rows[1] = replace(october.rows[1], key_version=named)
+        else:
+            october.key_version = named
+        found = first_break(stored)
+        assert found is not None
+        assert found.seq == 2
+        known = "changed" if what == "row" else "head-changed"
+        assert found.reason == (known if named == "v2" else "key-unknown")
+
+
+# ---- a walk that begins later
+
+
+def test_a_walk_may_begin_behind_a_month_whose_closed_head_vouches_for_its_last_row(
+    stored: Stored,
+) -> None:
+    october, november = stored.months[:2]
+    walk = Walk(KEYS, seen=[Head(OCTOBER, 2, october.rows[1].mac)])
+    last_mac = october.rows[-1].mac
+    assert walk.begin_behind(october.head, last_mac=last_mac, successor=NOVEMBER) is None
+    assert walk.begin_month(NOVEMBER, has_head=True) is None
+    assert walk.follow([as_read(row) for row in november.rows]) is None
+    assert walk.end_month(november.head, successor=DECEMBER) is None
+    assert walk.end() is None
+    assert walk.rows == 5
+
+
+@pytest.mark.parametrize("what", ["last row", "successor", "number", "version"])
+def test_a_head_that_does_not_fit_lets_no_walk_begin_behind_it(stored: Stored, what: str) -> None:
+    head, last_mac, successor = stored.months[0].head, stored.months[0].rows[-1].mac, NOVEMBER
+    if what == "last row":
+        last_mac = stored.months[0].rows[-2].mac
+    elif what == "successor":
+        successor = DECEMBER
+    elif what == "number":
+        head = replace(head, seq=4)
+    else:
+        head = replace(head, key_version="v2")
+    found = Walk(KEYS).begin_behind(head, last_mac=last_mac, successor=successor)
+    assert found is not None
+    assert (found.month, found.reason) == (OCTOBER, "head-changed")
 
 
 def test_months_are_counted_in_utc() -> None:
@@ -309,10 +422,10 @@ def test_ids_that_machines_make_are_kept_whole() -> None:
 
 def test_a_chain_is_whole_only_with_every_end_that_was_known_earlier(stored: Stored) -> None:
     def walked(*seen: Head) -> Break | None:
-        walk = audit_chain.Walk(KEY, seen=seen)
+        walk = Walk(KEYS, seen=seen)
         for month in stored.months:
             assert walk.begin_month(month.month, has_head=True) is None
-            assert not [found for row in month.rows if (found := walk.row(row))]
+            assert walk.follow([as_read(row) for row in month.rows]) is None
         return walk.end()
 
     november = stored.months[1]
@@ -330,7 +443,7 @@ def test_a_chain_is_whole_only_with_every_end_that_was_known_earlier(stored: Sto
         found = walked(stored.end, gone)
         assert found is not None
         assert (found.month, found.seq, found.reason) == (gone.month, gone.seq, "set-back")
-    empty = audit_chain.Walk(KEY, seen=[known]).end()
+    empty = Walk(KEYS, seen=[known]).end()
     assert empty is not None
     assert (empty.month, empty.seq, empty.reason) == (NOVEMBER, 3, "set-back")
 
@@ -391,6 +504,23 @@ ENTRIES = st.builds(
     outcome=TEXTS,
     correlation_id=TEXTS,
 )
+
+
+@given(told=st.lists(ENTRIES, min_size=1, max_size=4), at_us=st.integers(-(2**63), 2**63 - 1))
+def test_a_walk_puts_together_the_very_bytes_that_a_writer_does(
+    told: list[AuditEntry], at_us: int
+) -> None:
+    walk = Walk(KEYS)
+    walk.begin_month(OCTOBER, has_head=True)
+    previous = audit_chain.GENESIS
+    rows = []
+    for seq, made in enumerate(told, start=1):
+        previous = audit_chain.row_mac(
+            KEY, month=OCTOBER, seq=seq, at_us=at_us, entry=made, previous=previous
+        )
+        rows.append(AuditRow(OCTOBER, seq, at_us, made, previous, "v1"))
+    assert walk.follow([as_read(row) for row in rows]) is None
+    assert walk.rows == len(told)
 
 
 @given(one=ENTRIES, other=ENTRIES)

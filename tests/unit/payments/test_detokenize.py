@@ -2,14 +2,15 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from glamd.crypto.aead import Sealer
-from glamd.db import Database, Row
+from glamd.db import Database
 from glamd.errors import (
     CryptoError,
     ForbiddenError,
@@ -23,9 +24,9 @@ from glamd.errors import (
 from glamd.keys.keyrings import DataKey, Keyring
 from glamd.payments.audit import Audit
 from glamd.payments.audit_chain import AuditEntry
-from glamd.payments.cipher import associated_data
-from glamd.payments.detokenize import Detokenizer
-from glamd.payments.model import Grant, Look
+from glamd.payments.cipher import associated_data, sensitive_associated_data
+from glamd.payments.detokenize import DAMAGED, Detokenizer
+from glamd.payments.model import SENSITIVE_FIELDS, Grant, Look, SealedToken
 from tests.support.settable_clock import SettableClock
 
 MERCHANT = UUID("6f1d0a52-5b0e-4a54-9f0a-0d7c0a1f2b3c")
@@ -65,32 +66,40 @@ class WatchedSealer(Sealer):
 
 
 class OneKey(Keyring[DataKey]):
-    """Has the version v1, or fails as it is told to."""
+    """Has every version that is not destroyed, or fails as it is told to."""
 
     def __init__(self, sealer: Sealer) -> None:
         self.fails: Exception | None = None
-        self._only = DataKey("v1", sealer, "000000")
+        self.destroyed: set[str] = set()
+        self._sealer = sealer
 
     async def version(self, version: str) -> DataKey:
         """The key."""
         if self.fails is not None:
             raise self.fails
-        assert version == "v1"
-        return self._only
+        if version in self.destroyed:
+            raise CryptoError(f"version {version} of the key payment-tokens is destroyed")
+        return DataKey(version, self._sealer, "000000")
+
+
+StoredRow = tuple[UUID, str, datetime, bytes, bytes | None, str]
 
 
 class OneToken(Database):
     """Has one row, or none, and counts how often it was asked."""
 
     def __init__(self) -> None:
-        self.row: tuple[object, ...] | None = None
+        self.row: StoredRow | None = None
+        self.then: StoredRow | None = None
+        """What the row is from the second look on."""
         self.asked = 0
 
-    async def fetchrow(self, sql: str, *args: object, timeout_s: float | None = None) -> Row | None:
+    async def find(self, token: str) -> SealedToken | None:
         """The row of the token asked for."""
-        del sql, timeout_s
         self.asked += 1
-        return self.row if args == (TOKEN,) else None
+        if self.asked > 1 and self.then is not None:
+            self.row = self.then
+        return SealedToken(*self.row) if self.row is not None and token == TOKEN else None
 
 
 class Rows(Audit):
@@ -127,6 +136,7 @@ class Stage:
         self.audit = Rows()
         self.detokenizer = Detokenizer(
             self.database,
+            find=self.database.find,
             audit=self.audit,
             keyring=self.keyring,
             grants=[grant],
@@ -138,14 +148,20 @@ class Stage:
         """Store the token with this sealed in it."""
         sealed = self.sealer.seal(packed, associated_data=associated_data(TOKEN, "v1"))
         expires_at = self.clock.now() + timedelta(seconds=ttl_s)
-        self.database.row = (MERCHANT, status, expires_at, sealed, "v1")
+        self.database.row = (MERCHANT, status, expires_at, sealed, None, "v1")
 
-    async def refused(self, look: Look = LOOK) -> GlamError:
+    def keep_sensitive(self, packed: bytes) -> None:
+        """Store this as the token's sensitive data."""
+        assert self.database.row is not None
+        sealed = self.sealer.seal(packed, associated_data=sensitive_associated_data(TOKEN, "v1"))
+        self.database.row = (*self.database.row[:4], sealed, "v1")
+
+    async def refused(self, look: Look = LOOK, *, audited: str | None = None) -> GlamError:
         """The error of a look that must not succeed, with its row as the last one."""
         before = len(self.audit.entries)
         with pytest.raises(GlamError) as caught:
             await self.detokenizer.decrypt(look)
-        assert self.audit.outcomes[before:] == [caught.value.code]
+        assert self.audit.outcomes[before:] == [audited or caught.value.code]
         return caught.value
 
 
@@ -237,8 +253,9 @@ async def test_what_was_sealed_and_is_no_card_is_our_fault_recorded_and_shown_to
     stage: Stage, packed: bytes
 ) -> None:
     stage.keep(packed)
-    error: BaseException | None = await stage.refused()
+    error: BaseException | None = await stage.refused(audited=DAMAGED)
     assert isinstance(error, InternalError)
+    assert error.code == "INTERNAL_ERROR"
     while error is not None:
         assert PAN not in repr(error)
         assert PAN not in str(vars(error))
@@ -249,13 +266,92 @@ async def test_what_was_sealed_and_is_no_card_is_our_fault_recorded_and_shown_to
 async def test_another_tokens_ciphertext_does_not_open(stage: Stage) -> None:
     assert stage.database.row is not None
     foreign = stage.sealer.seal(orjson.dumps(CARD), associated_data=associated_data("ptk_x", "v1"))
-    stage.database.row = (*stage.database.row[:3], foreign, "v1")
-    assert isinstance(await stage.refused(), InternalError)
+    stage.database.row = (*stage.database.row[:3], foreign, None, "v1")
+    with capture_logs() as logs:
+        assert isinstance(await stage.refused(audited=DAMAGED), InternalError)
+    assert [(line["event"], line["token"]) for line in logs] == [("token_damaged", TOKEN)]
 
 
 async def test_a_key_version_that_is_gone_is_recorded_as_that(stage: Stage) -> None:
     stage.keyring.fails = CryptoError("version v1 of the key payment-tokens is destroyed")
     assert (await stage.refused()).code == "CRYPTO_ERROR"
+
+
+async def test_a_token_that_was_re_encrypted_while_it_was_read_is_read_once_more(
+    stage: Stage,
+) -> None:
+    assert stage.database.row is not None
+    sealed = stage.sealer.seal(orjson.dumps(CARD), associated_data=associated_data(TOKEN, "v2"))
+    stage.database.then = (*stage.database.row[:3], sealed, None, "v2")
+    stage.keyring.destroyed = {"v1"}
+    assert (await stage.detokenizer.decrypt(LOOK))["pan"] == PAN
+    assert stage.database.asked == 2
+
+
+async def test_a_token_that_ended_while_its_key_was_destroyed_has_ended(stage: Stage) -> None:
+    assert stage.database.row is not None
+    stage.database.then = (MERCHANT, "revoked", stage.database.row[2], b"", None, "")
+    stage.keyring.destroyed = {"v1"}
+    assert (await stage.refused()).code == "TOKEN_REVOKED"
+
+
+# ---- sensitive authentication data
+
+SENSITIVE = {"track2": ";4242424242424242=4912?", "emv": "9F2608AABBCCDD"}
+EVERYTHING = replace(GRANT, fields=GRANT.fields | SENSITIVE_FIELDS)
+SENSITIVE_LOOK = replace(LOOK, fields=("track2", "emv"))
+
+
+async def test_the_two_ciphertexts_of_a_token_do_not_stand_in_for_each_other() -> None:
+    stage = Stage(EVERYTHING)
+    assert stage.database.row is not None
+    card = stage.database.row[3]
+    stage.keep_sensitive(orjson.dumps(SENSITIVE))
+    sensitive = stage.database.row[4]
+    assert sensitive is not None
+    stage.database.row = (*stage.database.row[:3], sensitive, card, "v1")
+    assert isinstance(await stage.refused(audited=DAMAGED), InternalError)
+    assert isinstance(await stage.refused(SENSITIVE_LOOK, audited=DAMAGED), InternalError)
+
+
+async def test_sensitive_data_that_is_not_there_is_null_and_opens_nothing() -> None:
+    stage = Stage(EVERYTHING)
+    assert await stage.detokenizer.decrypt(SENSITIVE_LOOK) == {"track2": None, "emv": None}
+    assert stage.sealer.opened == []
+
+
+async def test_only_the_ciphertexts_that_were_asked_for_are_opened_and_wiped() -> None:
+    stage = Stage(EVERYTHING)
+    stage.keep_sensitive(orjson.dumps({"track2": SENSITIVE["track2"], "emv": None}))
+    assert await stage.detokenizer.decrypt(SENSITIVE_LOOK) == {
+        "track2": SENSITIVE["track2"],
+        "emv": None,
+    }
+    assert len(stage.sealer.opened) == 1
+    both = replace(LOOK, fields=("emv", "pan"))
+    assert await stage.detokenizer.decrypt(both) == {"emv": None, "pan": PAN}
+    assert all(set(buffer) <= {0} for buffer in stage.sealer.opened)
+
+
+# ---- grants that change while it runs
+
+
+async def test_a_grant_that_is_taken_away_holds_for_the_next_look(stage: Stage) -> None:
+    await stage.detokenizer.decrypt(LOOK)
+    stage.detokenizer.replace_grants([replace(GRANT, purposes=frozenset({"refund"}))])
+    assert isinstance(await stage.refused(), ForbiddenError)
+    stage.detokenizer.replace_grants([])
+    assert isinstance(await stage.refused(replace(LOOK, purpose="refund")), ForbiddenError)
+    assert stage.detokenizer.grants == ()
+
+
+async def test_new_grants_give_nobody_his_rate_anew(stage: Stage) -> None:
+    for _ in range(2):
+        await stage.detokenizer.decrypt(LOOK)
+    stage.detokenizer.replace_grants([replace(GRANT, rate_per_s=2.0)])
+    assert isinstance(await stage.refused(), RateLimitedError)
+    stage.clock.advance(0.5)
+    await stage.detokenizer.decrypt(LOOK)
 
 
 async def test_a_failure_that_nobody_foresaw_is_an_attempt_all_the_same(stage: Stage) -> None:

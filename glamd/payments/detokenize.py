@@ -51,7 +51,6 @@ Action = Literal["decrypt", "authorized"]
 
 Find = Callable[[str], Awaitable[SealedToken | None]]
 
-LOOK_UP_CONNECTIONS: Final = 2
 LOOK_UP_BATCH_LIMIT: Final = 128
 
 
@@ -65,7 +64,7 @@ def look_ups(database: Database) -> Journal[str, SealedToken | None]:
         name="looks",
         database=database,
         commit=store.sealed,
-        connections=LOOK_UP_CONNECTIONS,
+        connections=1,
         batch_limit=LOOK_UP_BATCH_LIMIT,
     )
 

@@ -19,7 +19,7 @@ from device_gateway.terminal import Answer, Terminal
 from device_gateway.terminal_card import CardReader, clear_form
 from device_gateway.terminal_device import Counters, Device
 from glamd.embedded.settings import LOOPBACK
-from tests.support.looks import CARD
+from tests.support.looks import CARD, look
 from tests.support.mqtt_site import Client
 from tests.support.postgres import eventually
 from tests.support.site import ANSWER_TIMEOUT_S, VISA, Site, running_site
@@ -29,6 +29,7 @@ PACE_S: Final = 0.01
 
 COUNTER_BLOCK: Final = 10_000
 POOL_SIZE: Final = 8
+NO_TOKEN: Final = "ptk_" + "0" * 26
 """Connections of the daemon's database pool: `database.pool_size`, which no test here changes."""
 
 _WAITING: Final = """
@@ -203,6 +204,7 @@ async def _warm(site: Site) -> None:
     await asyncio.gather(*asked)
     async with site.worker.get("/readyz") as ready:
         assert ready.status == 200
+    assert (await look(site.worker, NO_TOKEN)).status == 404
 
 
 async def _listed(site: Site) -> None:

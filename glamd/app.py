@@ -218,6 +218,7 @@ class _Assembly:
             lifetime=self.lifetime,
             clock=self._clock,
             committed=partial(self._relaying.relay.wake, "glam"),
+            observe=self._material.glam_throttle.observe,
         )
         self.lifetime.at_drain(self._system.drain)
         metrics.register(ActorCollector(self._system), self._stack, self._collectors)

@@ -92,6 +92,7 @@ async def start_ledger(
     lifetime: Lifetime,
     clock: Clock,
     committed: Callable[[], None],
+    observe: Callable[[float], None],
 ) -> Ledger:
     """The credits of all merchants; its actors are drained before its commits end."""
     ledger = Ledger(
@@ -102,6 +103,7 @@ async def start_ledger(
         connections=settings.ledger.commit_connections,
         batch_limit=settings.ledger.commit_batch_limit,
         committed=committed,
+        observe=observe,
     )
     await ledger.start()
     lifetime.at_drain(ledger.stop)

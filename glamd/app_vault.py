@@ -86,12 +86,14 @@ async def open_keys(
     rings = await Keyrings.load(cde, providers, clock, first)
     platform_tokens = keyrings.platform_tokens(database=glam, providers=providers)
     await platform_tokens.load(clock, first)
+    cde_throttle = Throttle(clock)
     audit = Audit(
         cde,
         rings.audit,
         clock,
         head_every_s=settings.audit.head_every_s,
         head_file=settings.audit.head_file,
+        observe=cde_throttle.observe,
     )
     await audit.start()
     lifetime.at_drain(audit.stop)
@@ -112,7 +114,7 @@ async def open_keys(
         audit=audit,
         keys=keys,
         rewrapping=RewrapRoutes(rewrapper),
-        cde_throttle=Throttle(clock),
+        cde_throttle=cde_throttle,
         glam_throttle=Throttle(clock),
     )
 

@@ -61,10 +61,11 @@ def make_journal(
     connections: int,
     batch_limit: int,
     committed: Callable[[], None] | None,
+    observe: Callable[[float], None] | None,
 ) -> LedgerJournal:
     """The journal of entries; a result says whether its entry was applied (False: fenced).
 
-    `committed` is called after each commit.
+    `committed` is called after each commit, `observe` with the seconds that each one took.
     """
     return Journal(
         name="ledger",
@@ -73,6 +74,7 @@ def make_journal(
         connections=connections,
         batch_limit=batch_limit,
         committed=committed,
+        observe=observe,
     )
 
 

@@ -51,7 +51,8 @@ class Ledger:
 
     `connections` and `batch_limit` are the journal's: how many commits are under way at once, and
     how many merchants' entries one of them takes. `low_balance_threshold` 0 means no such event.
-    `committed` is called after each commit: there may be events to send.
+    `committed` is called after each commit: there may be events to send. `observe` is told the
+    seconds of each.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Ledger:
         connections: int = 2,
         batch_limit: int = 256,
         committed: Callable[[], None] | None = None,
+        observe: Callable[[float], None] | None = None,
     ) -> None:
         self._database = database
         self._system = system
@@ -72,7 +74,11 @@ class Ledger:
         self._seen = _Seen(clock)
         self._refs: dict[UUID, Ref[Command, Applied]] = {}
         self._journal = make_journal(
-            database, connections=connections, batch_limit=batch_limit, committed=committed
+            database,
+            connections=connections,
+            batch_limit=batch_limit,
+            committed=committed,
+            observe=observe,
         )
         self._reader = make_reader(database)
         parts = LedgerParts(

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hmac
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -69,7 +69,8 @@ class _Signed:
 class Audit(Reader):
     """Writes audit rows in group commits, and reads the log as `Reader` does.
 
-    `head_every_s` is how often the head is logged and appended to `head_file`, where there is one.
+    `head_every_s` is how often the head is logged and appended to `head_file`, where there is one;
+    `observe` is told the seconds of each commit.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Audit(Reader):
         *,
         head_every_s: float = HEAD_EVERY_S,
         head_file: Path | None = None,
+        observe: Callable[[float], None] | None = None,
     ) -> None:
         super().__init__(database, keyring, clock)
         self._head_every_s = head_every_s
@@ -94,6 +96,7 @@ class Audit(Reader):
             commit=self._commit,
             connections=1,
             batch_limit=BATCH_LIMIT,
+            observe=observe,
         )
         _AHEAD.set_function(lambda: self.months_ahead)
 

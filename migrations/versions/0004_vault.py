@@ -82,7 +82,8 @@ DECLARE
     name text := 'token_secrets_' || to_char(day, 'YYYYMMDD');
     has_rows boolean;
 BEGIN
-    IF day IS NULL OR day >= now()::date THEN
+    -- to_char leaves "BC" out: a day of 2026 BC would have the name of one that is to come.
+    IF day IS NULL OR day NOT BETWEEN '2000-01-01' AND now()::date - 1 THEN
         RETURN 'not-over';
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('cde.token_secrets'));

@@ -104,7 +104,9 @@ SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 DECLARE
     name text := 'decrypt_audit_log_' || to_char(wanted, 'YYYY_MM');
 BEGIN
-    IF wanted IS NULL OR extract(day FROM wanted) <> 1 THEN
+    -- to_char leaves "BC" out: a month of 2026 BC would have the name of one that is still young.
+    IF wanted IS NULL OR extract(day FROM wanted) <> 1
+       OR wanted NOT BETWEEN '2000-01-01' AND '9999-12-01' THEN
         RAISE EXCEPTION 'a month is named by its first day' USING ERRCODE = '22023';
     END IF;
     -- Not by to_regclass, which may remember from before the lock that there was none.
@@ -137,7 +139,9 @@ DECLARE
     name text := 'decrypt_audit_log_' || to_char(wanted, 'YYYY_MM');
     last record;
 BEGIN
-    IF wanted IS NULL OR extract(day FROM wanted) <> 1 THEN
+    -- to_char leaves "BC" out: a month of 2026 BC would have the name of one that is still young.
+    IF wanted IS NULL OR extract(day FROM wanted) <> 1
+       OR wanted NOT BETWEEN '2000-01-01' AND '9999-12-01' THEN
         RAISE EXCEPTION 'a month is named by its first day' USING ERRCODE = '22023';
     END IF;
     IF wanted + interval '1 month' + interval '7 years' > now() AT TIME ZONE 'UTC' THEN

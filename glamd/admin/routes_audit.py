@@ -145,7 +145,11 @@ class AuditRoutes:
         return Answer(data={"checked": len(body.heads), "faults": data})
 
     async def _head(self, _call: Call) -> Answer:
-        head = await self._audit.head()
+        try:
+            head = await self._audit.head()
+        except InternalError as error:
+            why = "The head of the audit chain does not verify; `glamctl audit verify` says more."
+            raise ConflictError(why, code="AUDIT_DAMAGED") from error
         if head is None:
             raise NotFoundError("The audit log has no row yet.", code="AUDIT_EMPTY")
         return Answer(data=head.as_json())

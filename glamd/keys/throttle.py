@@ -18,13 +18,15 @@ ROWS_MOST: Final = 500
 ROWS_LEAST: Final = 32
 """Smaller batches cost more in round trips than they spare; from here on there are rests."""
 
-SUFFERING: Final = 1.5
+SUFFERING: Final = 1.4
 """Traffic suffers when its slow commits take so many times as long as while the work rests."""
 QUANTILE: Final = 0.96
 """Which commit counts as slow: the third slowest of DECIDE_SAMPLES."""
 SPEED_LEAST: Final = 0.004
 """Of the full speed: batches of ROWS_LEAST, and rests of some fifteen times their length."""
 SPEED_STEP: Final = 0.02
+SPEED_FIRST: Final = 0.2
+"""Where it begins beside traffic: faster it gets once traffic is seen not to notice."""
 IDLE_S: Final = 1.0
 """Without a commit for so long there is no traffic to spare."""
 DECIDE_SAMPLES: Final = 50
@@ -41,9 +43,12 @@ PAUSE_MOST_S: Final = 2.0
 class Throttle:
     """Says after each batch how long to rest, and how many rows the next one may have."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, first: float = SPEED_FIRST) -> None:
+        """`first` is the part of the full speed at which it begins beside traffic."""
+        self._first = first
         self._clock = clock
         self._speed = 1.0
+        self._beside_traffic = False
         self._resting: deque[float] = deque(maxlen=BASELINE_SAMPLES)
         self._working: deque[float] = deque(maxlen=DECIDE_SAMPLES)
         self._began_s: float | None = None
@@ -89,8 +94,12 @@ class Throttle:
         self._rested_since_s = now_s
         if self.is_idle:
             self._speed = 1.0
+            self._beside_traffic = False
             self._working.clear()
             return 0.0
+        if not self._beside_traffic:
+            self._beside_traffic = True
+            self._speed = min(self._speed, self._first)
         if len(self._resting) < BASELINE_LEAST or now_s - self._looked_at_s >= REST_EVERY_S:
             self._looked_at_s = now_s
             return REST_S

@@ -38,6 +38,9 @@ BATCH_LIMIT: Final = 256
 MONTHS_AHEAD: Final = 2
 """Partitions made before they are needed, besides this month's."""
 
+LAST_SEQ: Final = 2**62
+"""A chain found damaged is not gone on with behind this number, but in the month after."""
+
 HEAD_EVERY_S: Final = 600.0
 """How often the head is logged and exported, so that a cut tail shows against it."""
 
@@ -291,6 +294,9 @@ class Audit(Reader):
         async with connection.transaction():
             await connection.execute(store.ADVISORY_LOCK)
             signed = await self._locked_head(connection, month)
+            if signed.head.month > month:
+                # A later month, which whoever damaged the head may have made up.
+                await store.make_partition(connection, signed.head.month)
             end = await self._append(connection, signed, entries)
             if end is None:
                 raise InternalError("The audit chain's head changed under its lock.")
@@ -390,15 +396,18 @@ class Audit(Reader):
         The numbers of rows that are gone stay free: somebody may still have them.
         """
         self._report_damage(stored)
-        seq = max(stored["seq"] or 0, stored["last_seq"])
-        if known is not None and known.head.month == stored["month"]:
+        month, seq = stored["month"], max(stored["seq"] or 0, stored["last_seq"])
+        if known is not None and known.head.month == month:
             seq = max(seq, known.head.seq)
+        if seq >= LAST_SEQ:
+            # One row put in by hand takes up all the numbers of its month.
+            month, seq = audit_chain.next_month(month), 0
         # The damage may be older than a version of the key that others write with already.
         with contextlib.suppress(CryptoError):
             await self._keyring.reload()
         key = self._keyring.active.key
-        mac = audit_chain.resumed_mac(key, month=stored["month"], seq=seq + 1)
-        return Head(stored["month"], seq, mac)
+        mac = audit_chain.resumed_mac(key, month=month, seq=seq + 1)
+        return Head(month, seq, mac)
 
     def _report_damage(self, stored: Row) -> None:
         _DAMAGED.inc()

@@ -91,7 +91,10 @@ ALTER TABLE cde.audit_heads
     ALTER COLUMN key_version DROP DEFAULT,
     ADD COLUMN last_mac bytea,
     ADD COLUMN dropped_at timestamptz,
-    ADD CHECK ((last_mac IS NULL) = (dropped_at IS NULL));
+    ADD CHECK ((last_mac IS NULL) = (dropped_at IS NULL)),
+    -- Nobody may end the chain where no month can be made, or name a date that nobody can read.
+    ADD CONSTRAINT audit_heads_month_check CHECK (
+        extract(day FROM month) = 1 AND month BETWEEN '2000-01-01' AND '9999-01-01');
 COMMENT ON COLUMN cde.decrypt_audit_log.key_version IS 'of the keyring audit, which made the mac';
 COMMENT ON COLUMN cde.audit_heads.last_mac IS
     'that of the last row of a month that was dropped: what the month after it follows';
@@ -106,7 +109,7 @@ DECLARE
 BEGIN
     -- to_char leaves "BC" out: a month of 2026 BC would have the name of one that is still young.
     IF wanted IS NULL OR extract(day FROM wanted) <> 1
-       OR wanted NOT BETWEEN '2000-01-01' AND '9999-12-01' THEN
+       OR wanted NOT BETWEEN '2000-01-01' AND '9999-01-01' THEN
         RAISE EXCEPTION 'a month is named by its first day' USING ERRCODE = '22023';
     END IF;
     -- Not by to_regclass, which may remember from before the lock that there was none.
@@ -141,7 +144,7 @@ DECLARE
 BEGIN
     -- to_char leaves "BC" out: a month of 2026 BC would have the name of one that is still young.
     IF wanted IS NULL OR extract(day FROM wanted) <> 1
-       OR wanted NOT BETWEEN '2000-01-01' AND '9999-12-01' THEN
+       OR wanted NOT BETWEEN '2000-01-01' AND '9999-01-01' THEN
         RAISE EXCEPTION 'a month is named by its first day' USING ERRCODE = '22023';
     END IF;
     IF wanted + interval '1 month' + interval '7 years' > now() AT TIME ZONE 'UTC' THEN
@@ -203,7 +206,8 @@ DOWNGRADE_CDE = (
     + """
 DROP FUNCTION cde.drop_audit_partition(date);
 DROP FUNCTION cde.make_audit_partition(date);
-ALTER TABLE cde.audit_heads DROP COLUMN key_version, DROP COLUMN last_mac, DROP COLUMN dropped_at;
+ALTER TABLE cde.audit_heads DROP COLUMN key_version, DROP COLUMN last_mac, DROP COLUMN dropped_at,
+    DROP CONSTRAINT audit_heads_month_check;
 ALTER TABLE cde.decrypt_audit_log DROP COLUMN key_version;
 """
 )

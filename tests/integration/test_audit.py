@@ -340,6 +340,38 @@ async def test_the_next_row_after_a_chain_was_set_back_marks_it_for_good_and_for
             await write(restarted, 1, prefix="later")
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"UPDATE {HEADS} SET seq = 9223372036854775807",
+        f"UPDATE {HEADS} SET month = '2100-01-01'",
+        f"INSERT INTO {LOG} SELECT month, n, at, action, actor, certificate_sha256, ip, subject,"
+        " fields, purpose, outcome, correlation_id, mac, key_version"
+        f" FROM {LOG}, unnest(ARRAY[4, 9223372036854775807]) n WHERE seq = 3",
+    ],
+)
+async def test_no_damage_that_the_daemons_login_can_do_stops_the_rows_that_follow(
+    database: Database, audit: Audit, sql: str
+) -> None:
+    await write(audit, 3)
+    await database.execute(sql)
+    before = damages()
+    for _ in range(2):
+        await write(audit, 2, prefix="after")
+    assert damages() > before
+    assert not (await audit.verify()).ok
+
+
+@pytest.mark.parametrize("month", ["infinity", "-infinity", "0044-01-01 BC", "2025-11-17"])
+async def test_a_head_of_no_month_is_refused_also_from_the_owner(
+    by_hand: asyncpg.Connection, audit: Audit, month: str
+) -> None:
+    await write(audit, 3)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await by_hand.execute(f"UPDATE {HEADS} SET month = '{month}'")
+    assert (await audit.verify()).ok
+
+
 def damages() -> float:
     return REGISTRY.get_sample_value("glamd_audit_damaged_total") or 0.0
 

@@ -67,7 +67,23 @@ async def test_only_the_functions_that_keep_a_rule_may_be_called_and_by_the_daem
         assert (row["daemon"], row["everybody"]) == (row["keeps"], False), row["name"]
 
 
-@pytest.mark.parametrize("month", ["2025-11-02", "2025-11-30"])
+async def test_a_month_before_christ_does_not_drop_the_one_that_has_its_name(
+    database: Database, database_url: str, daemon_url: str
+) -> None:
+    await execute(database_url, "SELECT cde.make_audit_partition('2031-01-01')")
+    for sql in (
+        "SELECT cde.drop_audit_partition('2031-01-01 BC')",
+        "SELECT cde.make_audit_partition('2031-02-01 BC')",
+    ):
+        with pytest.raises(asyncpg.InvalidParameterValueError):
+            await execute(daemon_url, sql)
+    there = "SELECT to_regclass('cde.decrypt_audit_log_2031_01') IS NOT NULL"
+    assert await database.fetchval(there)
+    await execute(daemon_url, "SELECT cde.make_audit_partition('2031-02-01')")
+    assert await database.fetchval(there.replace("2031_01", "2031_02"))
+
+
+@pytest.mark.parametrize("month", ["2025-11-02", "2025-11-30", "-infinity", "infinity"])
 async def test_a_month_is_named_by_its_first_day(database_url: str, month: str) -> None:
     for function in ("make_audit_partition", "drop_audit_partition"):
         with pytest.raises(asyncpg.InvalidParameterValueError):

@@ -82,6 +82,8 @@ class RunDaemon:
             internal_secret=SECRETS["internal"],
             clock=SystemClock(),
         )
+        self.environment: dict[str, str] = {}
+        """Variables beside PATH, as a unit's `Environment=` has them."""
         self.process: subprocess.Popen[bytes]
 
     def write(self) -> None:
@@ -94,7 +96,7 @@ class RunDaemon:
 
     def launch(self, supervisor: Supervisor | None = None, *, watchdog_s: float = 0.0) -> None:
         """Start the process, with core dumps allowed as far as we are concerned."""
-        environment = {"PATH": os.environ["PATH"]}
+        environment = {"PATH": os.environ["PATH"], **self.environment}
         if supervisor is not None:
             environment["NOTIFY_SOCKET"] = str(supervisor.path)
         if watchdog_s:

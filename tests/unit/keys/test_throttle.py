@@ -11,6 +11,7 @@ from glamd.keys.throttle import (
     REST_S,
     ROWS_LEAST,
     ROWS_MOST,
+    SPEED_FIRST,
     SPEED_LEAST,
     SPEED_STEP,
     Throttle,
@@ -30,7 +31,7 @@ def clock() -> SettableClock:
 @pytest.fixture
 def throttle(clock: SettableClock) -> Throttle:
     """A throttle that has seen traffic at rest."""
-    made = Throttle(clock)
+    made = Throttle(clock, first=1.0)
     commits(made, clock, CALM_S, count=BASELINE_LEAST * 4)
     return made
 
@@ -65,6 +66,21 @@ def test_traffic_that_suffers_halves_the_batches_again_and_again_down_to_a_floor
     assert rows[:4] == [250, 125, 62, ROWS_LEAST]
     assert rows[-1] == ROWS_LEAST
     assert throttle.speed == SPEED_LEAST
+
+
+def test_beside_traffic_it_begins_slowly_each_time_that_there_is_some(
+    clock: SettableClock,
+) -> None:
+    throttle = Throttle(clock)
+    commits(throttle, clock, CALM_S, count=BASELINE_LEAST)
+    assert throttle.speed == 1.0
+    for _ in range(2):
+        batch(throttle, clock, CALM_S)
+        assert throttle.speed == pytest.approx(SPEED_FIRST + SPEED_STEP)
+        clock.advance(IDLE_S)
+        batch(throttle, clock, CALM_S, count=0)
+        assert throttle.speed == 1.0
+        commits(throttle, clock, CALM_S, count=1)
 
 
 def test_there_are_rests_only_when_batches_cannot_become_smaller(
@@ -108,7 +124,7 @@ def test_where_there_never_was_traffic_it_never_rests(clock: SettableClock) -> N
 def test_a_work_that_begins_amid_traffic_rests_until_it_knows_what_is_normal(
     clock: SettableClock,
 ) -> None:
-    throttle = Throttle(clock)
+    throttle = Throttle(clock, first=1.0)
     assert batch(throttle, clock, 50 * CALM_S) == REST_S
     assert batch(throttle, clock, 50 * CALM_S) == REST_S
     commits(throttle, clock, CALM_S, count=BASELINE_LEAST)

@@ -10,6 +10,7 @@ from pathlib import Path
 from bench import report
 from bench.report import Result
 from tests.faults import (
+    audit_size,
     deliveries,
     kill_daemon,
     kill_money,
@@ -30,6 +31,7 @@ CASES = 1000
 EVENTS = 10_000
 EXAMPLES = 1000
 TOKENS = 1_000_000
+AUDIT_ROWS = 10_000_000
 
 
 def main() -> int:
@@ -41,6 +43,7 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=EVENTS, help="delivered one to three times")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="of the ledger's model")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="under the key that rotates")
+    parser.add_argument("--audit-rows", type=int, default=AUDIT_ROWS, help="to be verified")
     parser.add_argument("--away-s", type=float, default=nats_faults.AWAY_S, help="NATS's absence")
     parser.add_argument("--only", action="append", choices=tuple(_RUNS))
     chosen = parser.parse_args()
@@ -87,6 +90,7 @@ _RUNS: dict[str, _Run] = {
     "rotation": lambda folder, chosen: rotation.results(
         folder, rows=chosen.tokens, seed=chosen.seed
     ),
+    "audit-size": lambda folder, chosen: audit_size.results(folder, rows=chosen.audit_rows),
     "schemathesis": lambda folder, chosen: schemathesis_run.results(
         folder, cases=CASES, seed=chosen.seed
     ),

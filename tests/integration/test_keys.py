@@ -6,7 +6,6 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT, Profile
 from glamd.db import Database
 from glamd.errors import (
     ConfigError,
@@ -20,11 +19,6 @@ from glamd.keys.providers.interface import Providers
 from tests.support.keys import local_provider
 from tests.support.settable_clock import SettableClock
 
-TDES = Profile(scheme=TDES_DUKPT)
-AES = Profile(scheme=AES_DUKPT, data_usage="both", padding="pkcs7", mac="required")
-TDES_BDK = bytes.fromhex("0123456789ABCDEFFEDCBA9876543210")
-AES_BDK = bytes.fromhex("FEDCBA9876543210F1F1F1F1F1F1F1F1")
-TDES_KSN = bytes.fromhex("FFFF9876543210E00007")
 CLOCK = SettableClock()
 
 

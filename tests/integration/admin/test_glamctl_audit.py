@@ -132,3 +132,6 @@ async def test_the_status_says_whether_the_log_could_be_changed(
     await database.execute("UPDATE cde.audit_heads SET mac = ''")
     told = json.loads((await world.glamctl("--json", "audit", "status")).stdout)
     assert (told["head_verifies"], told["head"]) == (False, None)
+    asked = await world.glamctl("audit", "head")
+    assert (asked.exit_code, asked.stdout) == (1, "")
+    assert "AUDIT_DAMAGED" in asked.stderr

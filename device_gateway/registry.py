@@ -102,7 +102,7 @@ class Registry:
         self._check_export(export_initial_key)
         _check_text(serial=serial, model=model)
         if not await store.merchant_exists(self._database, merchant_id):
-            raise NotFoundError("There is no such merchant.", code="MERCHANT_NOT_FOUND")
+            raise _no_merchant()
         initial_key = await self._initial_key(key_set, ksn)
         device_id = "dev_" + secrets.token_hex(ID_RANDOM_BYTES)
         certificate, private_key_pem = self._issue(device_id, csr_pem)
@@ -293,6 +293,9 @@ class Registry:
     ) -> None:
         try:
             async with self._database.transaction() as connection:
+                # Looked at again: deriving the key may have taken long.
+                if not await store.hold_merchant(connection, merchant_id):
+                    raise _no_merchant()
                 counter_id = await self._claim(connection, key_set, initial_key, merchant_id)
                 await store.enroll(
                     connection,
@@ -370,6 +373,10 @@ def _retired() -> ConflictError:
 
 def _revoked() -> ConflictError:
     return ConflictError("The device is revoked for good.", code="DEVICE_REVOKED")
+
+
+def _no_merchant() -> NotFoundError:
+    return NotFoundError("There is no such merchant.", code="MERCHANT_NOT_FOUND")
 
 
 def _not_found() -> NotFoundError:

@@ -44,6 +44,10 @@ _ADMISSION: Final = "SELECT status, certificate_sha256 FROM cde.devices WHERE de
 _MERCHANT: Final = """
 SELECT EXISTS (SELECT FROM cde.merchants WHERE merchant_id = $1 AND erase_requested_at IS NULL)
 """
+# Held until the device is in, so that none comes to a merchant whose devices are being revoked.
+_HOLD_MERCHANT: Final = """
+SELECT true FROM cde.merchants WHERE merchant_id = $1 AND erase_requested_at IS NULL FOR SHARE
+"""
 # An initial key stays with the merchant that had it first: its counters are never begun again.
 _COUNTERS: Final = """
 INSERT INTO cde.device_counters AS c (initial_key, merchant_id) VALUES ($1, $2)
@@ -176,6 +180,11 @@ async def merchant_exists(database: Database, merchant_id: UUID) -> bool:
     """Whether tokens can be issued for the merchant."""
     found: bool = await database.fetchval(_MERCHANT, merchant_id)
     return found
+
+
+async def hold_merchant(connection: Connection, merchant_id: UUID) -> bool:
+    """Whether tokens can be issued for the merchant, which holds until the transaction ends."""
+    return await connection.fetchval(_HOLD_MERCHANT, merchant_id) is not None
 
 
 async def claim_counters(

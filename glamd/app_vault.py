@@ -97,6 +97,11 @@ async def open_keys(
     )
     await audit.start()
     lifetime.at_drain(audit.stop)
+    operations = Operations(audit.record)
+    for ring in (*rings.all(), platform_tokens):
+        if ring.first_made is not None:
+            subject = f"{ring.name}:{ring.first_made}"
+            await operations.write_down("keys.create", subject=subject, actor="glamd", outcome="ok")
     keys = Keys(
         database=cde,
         glam=glam,
@@ -154,7 +159,7 @@ async def open_cards(
         shred_within=timedelta(hours=payments.shred_within_h),
         keep_metadata=timedelta(days=payments.metadata_days),
     )
-    await life.tend_partitions()
+    await life.begin()
     await vault.journal.start()
     lifetime.at_drain(vault.journal.stop)
     looks = look_ups(cde)

@@ -180,6 +180,9 @@ class _Connector:
             "server_settings": {
                 "application_name": name,
                 "timezone": "UTC",
+                # Who waits for a lock must see what the one before has committed, also where the
+                # server or the login has another default.
+                "default_transaction_isolation": "read committed",
                 "statement_timeout": str(round(statement_timeout_s * 1000)),
                 "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_S}s",
                 **({} if role is None else {"role": role}),

@@ -80,7 +80,7 @@ class Erasure:
         # The cards last: that they are gone is what marks the erasure as done.
         platform_tokens = await self._forget_platform_tokens(merchant_id)
         cards = await self._cards.erase(merchant_id)
-        if cards.done:
+        if cards.is_news:
             subject = str(merchant_id)
             await self._record(action=DONE, subject=subject, actor="glamd", outcome="ok")
         return Erased(

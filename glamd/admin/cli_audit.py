@@ -41,6 +41,14 @@ HEAD_LINE_BYTES: Final = 4096
 FAULTS_SHOWN: Final = 20
 FOLLOW_EVERY_S: Final = 1.0
 
+_TIME: Final = click.DateTime(
+    [
+        "%Y-%m-%d",
+        *("%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"),
+        # As the rows themselves have it.
+        *("%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S.%fZ"),
+    ]
+)
 _COLUMNS: Final = ("at", "action", "actor", "subject", "fields", "purpose", "outcome")
 _MONTH = re.compile(r"[1-9][0-9]{3}-(?:0[1-9]|1[0-2])")
 _HEAD_FIELDS: Final = ("at", "month", "seq", "mac", "key_version", "signature")
@@ -223,8 +231,8 @@ def _fields(row: Mapping[str, object]) -> str:
 
 
 @audit.command()
-@click.option("--since", type=click.DateTime(), help="Only rows from this time on (UTC).")
-@click.option("--until", type=click.DateTime(), help="Only rows before this time (UTC).")
+@click.option("--since", type=_TIME, help="Only rows from this time on, such as 2030-01-31 (UTC).")
+@click.option("--until", type=_TIME, help="Only rows before this time (UTC).")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A new file, not -.")
 def export(since: datetime | None, until: datetime | None, out: Path | None) -> None:
     """Write rows as JSON lines, and the chain's head, signed, as the last one."""

@@ -63,7 +63,8 @@ def retire(*, keyring: str, version: str) -> None:
 @yes_option
 def destroy(*, keyring: str, version: str, yes: bool) -> None:
     """Erase a retired VERSION of KEYRING for good."""
-    confirm(f"Destroy {version} of {keyring}? Backups that need it stay shut for ever.", yes=yes)
+    told = "Rows that are restored from backups without it stay shut."
+    confirm(f"Destroy {version} of {keyring}? {told}", yes=yes)
     _step(keyring, version, "destroy")
 
 
@@ -100,7 +101,8 @@ def _show_progress(keyrings: Mapping[str, Mapping[str, object]]) -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("keyring", "active", "re-encrypted", "", "remaining", "rows/s", "time left"):
-        table.add_column(name, overflow="fold")
+        # On a narrow terminal the bar gives way, not the names.
+        table.add_column(name, overflow="fold", no_wrap=name == "keyring")
     for name, entry in keyrings.items():
         done, remaining = _number(entry["done"]), _number(entry["remaining"])
         total = done + remaining

@@ -27,7 +27,9 @@ class CommandError(Exception):
     def __str__(self) -> str:
         """`code: message (field: what is wrong with it)`, in one line."""
         shown = "; ".join(f"{name}: {text}" for name, text in self.fields)
-        return f"{self.code}: {self.message}" + (f" ({shown})" if shown else "")
+        # Some messages are what is wrong with the field and nothing else; said once it is enough.
+        message = "This is not as it should be." if shown == self.message else self.message
+        return f"{self.code}: {message}" + (f" ({shown})" if shown else "")
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -132,11 +132,12 @@ class AuditRoutes:
         )
 
     async def _verify(self, call: Call) -> Answer:
-        since = call.query(WalkQuery).since
-        report = await self._audit.verify(
-            head=_head_in_query(call), since=None if since is None else _first_day(since)
-        )
-        return Answer(data=_report(report))
+        query = call.query(WalkQuery)
+        since = None if query.since is None else _first_day(query.since)
+        head = _head_in_query(call)
+        if head is not None and since is not None and head.month < since:
+            raise wrong("head", "It is of a month that --since leaves out.")
+        return Answer(data=_report(await self._audit.verify(head=head, since=since)))
 
     async def _heads(self, call: Call) -> Answer:
         body = await call.json(HeadsBody)

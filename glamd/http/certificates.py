@@ -16,13 +16,14 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
+from glamd.clock import Clock
 from glamd.errors import ForbiddenError, GlamError, UnauthenticatedError
 from glamd.http.auth_metrics import OUTCOMES
 from glamd.http.connections import GuardedHandler
 from glamd.http.identity import Device, Identity, Worker
 from glamd.http.tls import WorkerTls
 
-Reason = Literal["authority", "certificate_name", "trust_domain", "no_worker"]
+Reason = Literal["authority", "certificate_name", "certificate_dates", "trust_domain", "no_worker"]
 """Why a certificate is not believed; a label of `glamd_http_auth_total`."""
 
 DEVICE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -33,7 +34,8 @@ log = structlog.get_logger()
 class CertificateIdentity:
     """Recognises workers by the URI `spiffe://<trust-domain>/worker/<name>`, devices by the CN."""
 
-    def __init__(self, trust_domain: str) -> None:
+    def __init__(self, trust_domain: str, clock: Clock) -> None:
+        self._clock = clock
         domain = re.escape(trust_domain)
         self._worker = re.compile(rf"spiffe://{domain}/worker/([A-Za-z0-9][A-Za-z0-9._-]{{0,63}})")
         self._ours = f"spiffe://{trust_domain}/"
@@ -69,6 +71,8 @@ class CertificateIdentity:
             names = _uris(leaf), _common_names(leaf)
         except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
             raise _refused("certificate_name", "The client certificate cannot be read.") from None
+        if _resumed(request) and not self._is_valid_now(leaf):
+            raise _refused("certificate_dates", "The client certificate is not valid now.")
         is_device, is_worker = _signed(leaf, self._devices), _signed(leaf, self._workers)
         if is_device == is_worker:
             raise _refused("authority", "The client certificate is of none of the authorities.")
@@ -77,6 +81,9 @@ class CertificateIdentity:
         if is_device:
             return _device(common_names, fingerprint)
         return self._worker_of(uris, fingerprint)
+
+    def _is_valid_now(self, leaf: x509.Certificate) -> bool:
+        return leaf.not_valid_before_utc <= self._clock.now() <= leaf.not_valid_after_utc
 
     def _worker_of(self, uris: Sequence[str], fingerprint: str) -> Worker:
         if len(uris) != 1:
@@ -96,6 +103,16 @@ def presented(request: web.BaseRequest) -> bytes | None:
     tls = None if transport is None else transport.get_extra_info("ssl_object")
     der: bytes | None = None if tls is None else tls.getpeercert(binary_form=True)
     return der
+
+
+def _resumed(request: web.BaseRequest) -> bool:
+    """Whether the session is an earlier one gone on with, whose certificate TLS did not look at.
+
+    `ssl` has no way to turn that off for TLS 1.2, where the session stays with the server.
+    """
+    transport = request.transport
+    tls = None if transport is None else transport.get_extra_info("ssl_object")
+    return tls is not None and bool(tls.session_reused)
 
 
 def _device(common_names: Sequence[str], fingerprint: str) -> Device:

@@ -55,7 +55,8 @@ def mutual_tls(*, certificate: Path, key: Path, client_cas: Sequence[Path]) -> s
     # An authority that is itself certified by a house's root need not drag the root in here, which
     # would let in whatever else that root has certified.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    # A resumed session would skip the check of the certificate's dates.
+    # A resumed session would skip the check of the certificate's dates. This does not keep TLS 1.2
+    # from resuming one by its id, so `certificates` looks at the dates of who does.
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
     return context

@@ -45,7 +45,7 @@ class WorkerServer:
             *SubmissionRoutes(submissions).routes(),
             *health_routes(health),
         )
-        self._identity = CertificateIdentity(trust_domain)
+        self._identity = CertificateIdentity(trust_domain, clock)
         pipeline = Pipeline(
             listener="worker",
             table=RouteTable(routes),

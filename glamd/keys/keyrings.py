@@ -11,10 +11,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Generic, TypeAlias, TypeVar
 
 import structlog
+from prometheus_client import Counter as Counted
 from prometheus_client import Gauge
+from typing_extensions import override
 
 from glamd.clock import Clock
 from glamd.crypto import kcv
@@ -39,6 +42,24 @@ log = structlog.get_logger()
 _VERSIONS = Gauge(
     "glamd_keys_versions_count", "Key versions, by what they are for.", ["keyring", "status"]
 )
+_SEALED = Counted(
+    "glamd_keys_sealed_total", "Messages sealed, of 2^32 for each version.", ["keyring", "version"]
+)
+
+
+class _CountingSealer(Sealer):
+    """Counts what it seals, for a random nonce is good for so many messages only."""
+
+    __slots__ = ("_sealed",)
+
+    def __init__(self, key: bytes, sealed: Counted) -> None:
+        super().__init__(key)
+        self._sealed = sealed
+
+    @override
+    def seal(self, plaintext: bytes | bytearray, *, associated_data: bytes) -> bytes:
+        self._sealed.inc()
+        return super().seal(plaintext, associated_data=associated_data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +104,8 @@ class Keyring(Generic[K]):
         self._by_version: dict[str, K] = {}
         self._destroyed: frozenset[str] = frozenset()
         self._active: K | None = None
+        self.first_made: str | None = None
+        """The first version, where it was made here: the audit that has to know is opened later."""
 
     @property
     def active(self) -> K:
@@ -173,12 +196,16 @@ class Keyring(Generic[K]):
     async def make(self, version: str) -> NewKey:
         """A random key under this name, wrapped by the current provider, in no table yet.
 
-        UnavailableError when the provider is away.
+        CryptoError where the provider does not give it back; UnavailableError when it is away.
         """
         key = os.urandom(KEY_BYTES)
         provider = self._providers.current
         context = _context(self.name, version)
         wrapped = await within(provider, provider.wrap(key, context=context))
+        # A provider may be allowed to wrap and not to unwrap; then what is sealed would be lost.
+        again = await within(provider, provider.unwrap(wrapped, context=context))
+        if not hmac.compare_digest(again, key):
+            raise CryptoError(f"the key provider {provider.name} does not give {context} back")
         return NewKey(
             keyring=self.name,
             version=version,
@@ -191,7 +218,8 @@ class Keyring(Generic[K]):
         """Two nodes may try at once; one of them wins."""
         key = await self.make(version)
         async with self.database.connection() as connection:
-            await store.add_first_key(connection, self.schema, key, at=clock.now())
+            if await store.add_first_key(connection, self.schema, key, at=clock.now()):
+                self.first_made = version
 
     def __repr__(self) -> str:
         return f"<Keyring {self.name}, versions {', '.join(self._by_version)}, keys masked>"
@@ -229,7 +257,10 @@ class Keyrings:
 
     def __init__(self, *, database: Database, providers: Providers) -> None:
         self.payment_tokens: Keyring[DataKey] = Keyring(
-            PAYMENT_TOKENS, database=database, providers=providers, make=_data_key
+            PAYMENT_TOKENS,
+            database=database,
+            providers=providers,
+            make=partial(_data_key, PAYMENT_TOKENS),
         )
         self.fingerprints: Keyring[MacKey] = Keyring(
             FINGERPRINTS, database=database, providers=providers, make=MacKey
@@ -262,12 +293,16 @@ class Keyrings:
 def platform_tokens(*, database: Database, providers: Providers) -> Keyring[DataKey]:
     """The keyring of platform tokens, in schema `glam`; not loaded yet."""
     return Keyring(
-        PLATFORM_TOKENS, database=database, providers=providers, make=_data_key, schema="glam"
+        PLATFORM_TOKENS,
+        database=database,
+        providers=providers,
+        make=partial(_data_key, PLATFORM_TOKENS),
+        schema="glam",
     )
 
 
-def _data_key(version: str, key: bytes, check: str) -> DataKey:
-    return DataKey(version, Sealer(key), check)
+def _data_key(keyring: str, version: str, key: bytes, check: str) -> DataKey:
+    return DataKey(version, _CountingSealer(key, _SEALED.labels(keyring, version)), check)
 
 
 def _context(keyring: str, version: str) -> str:

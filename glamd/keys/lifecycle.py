@@ -24,7 +24,7 @@ from glamd.keys import store
 from glamd.keys.keyrings import FINGERPRINTS, AnyKeyring, DataKey, Keyring
 from glamd.keys.operations import Operations
 from glamd.keys.sealed_rows import CountedRows
-from glamd.keys.store import KeyVersion, NewKey, Progress
+from glamd.keys.store import KeyVersion, Progress
 from glamd.keys.version_names import is_name, next_name
 
 LOOK_TIMEOUT_S: Final = 300
@@ -158,14 +158,10 @@ class KeyLife:
             job = self._jobs.get(keyring)
             if job is None:
                 raise _not_retirable(keyring)
-            async with ring.database.transaction() as connection:
-                locked = await store.lock_version(connection, ring.schema, keyring, version)
-                _want(_there(locked), "retired", "destroyed")
-                in_use = await _using(connection, job, version)
-                if in_use:
-                    raise _in_use(version, in_use)
-                await store.destroy(connection, ring.schema, keyring, version, at=self._clock.now())
-                await self._done("keys.destroy", f"{keyring}:{version}", actor)
+            in_use = await self._destroy(ring, job, version, actor)
+            if in_use:
+                await self._begin(ring)
+                raise _in_use(version, in_use)
         await self._reload(ring)
         log.warning("key_destroyed", keyring=keyring, version=version, actor=actor)
         return await self._found(ring, version)
@@ -176,19 +172,29 @@ class KeyLife:
 
     async def check_periods(self) -> None:
         """Warn of every keyring that is past its cryptoperiod, or rotate it; to be called often."""
-        for name, ring in self._keyrings.items():
-            versions = await store.keys(ring.database, ring.schema, name)
-            active = _active(versions)
-            since = active.activated_at or active.created_at
-            now = self._clock.now()
-            _AGE_S.labels(name).set((now - since).total_seconds())
-            ends_at = self._ends_at(name, active)
-            is_over = ends_at is not None and ends_at <= now
-            _OVERDUE.labels(name).set(is_over)
-            if is_over:
-                self._warn(name, active, now)
-                if self._rotate_automatically:
-                    await self._rotate_by_itself(ring, versions)
+        failed: GlamError | None = None
+        for ring in self._keyrings.values():
+            try:
+                await self._check_period(ring)
+            except GlamError as error:
+                failed = error  # the others have their turn all the same
+        if failed is not None:
+            raise failed
+
+    async def _check_period(self, ring: AnyKeyring) -> None:
+        name = ring.name
+        versions = await store.keys(ring.database, ring.schema, name)
+        active = _active(versions)
+        since = active.activated_at or active.created_at
+        now = self._clock.now()
+        _AGE_S.labels(name).set((now - since).total_seconds())
+        ends_at = self._ends_at(name, active)
+        is_over = ends_at is not None and ends_at <= now
+        _OVERDUE.labels(name).set(is_over)
+        if is_over:
+            self._warn(name, active, now)
+            if self._rotate_automatically:
+                await self._rotate_by_itself(ring, versions)
 
     async def _rotate_by_itself(self, ring: AnyKeyring, versions: Sequence[KeyVersion]) -> None:
         try:
@@ -211,14 +217,15 @@ class KeyLife:
                 raise ConflictError(
                     "Somebody else has just rotated this keyring.", code="KEY_ROTATED_MEANWHILE"
                 )
-            await store.replace_active(connection, ring.schema, key, at=at)
+            after = max(one.created_at for one in locked)
+            made = await store.replace_active(connection, ring.schema, key, at=at, after=after)
             if ring.name in self._jobs:
                 await store.begin_reencryption(connection, ring.schema, ring.name, key.version)
             await self._done("keys.rotate", f"{ring.name}:{key.version}", actor)
         await self._reload(ring)
         self._wake(ring.name)
         log.info("key_rotated", keyring=ring.name, version=key.version, kcv=key.kcv, actor=actor)
-        return _made(key, at)
+        return made
 
     async def _retire(self, ring: AnyKeyring, job: Job, version: str, actor: str) -> int:
         """Retire it unless rows need it; how many do."""
@@ -233,11 +240,21 @@ class KeyLife:
                 await self._done("keys.retire", f"{ring.name}:{version}", actor)
         return in_use
 
-    async def _begin(self, ring: AnyKeyring) -> None:
-        versions = await store.keys(ring.database, ring.schema, ring.name)
-        target = _active(versions).version
+    async def _destroy(self, ring: AnyKeyring, job: Job, version: str, actor: str) -> int:
+        """Destroy it unless rows need it; how many do."""
         async with ring.database.transaction() as connection:
-            await store.begin_reencryption(connection, ring.schema, ring.name, target)
+            locked = await store.lock_version(connection, ring.schema, ring.name, version)
+            _want(_there(locked), "retired", "destroyed")
+            in_use = await _using(connection, job, version)
+            if not in_use:
+                at = self._clock.now()
+                await store.destroy(connection, ring.schema, ring.name, version, at=at)
+                await self._done("keys.destroy", f"{ring.name}:{version}", actor)
+        return in_use
+
+    async def _begin(self, ring: AnyKeyring) -> None:
+        async with ring.database.transaction() as connection:
+            await store.resume_reencryption(connection, ring.schema, ring.name)
         self._wake(ring.name)
 
     def _wake(self, keyring: str) -> None:
@@ -340,21 +357,6 @@ class KeyLife:
                 action, subject=subject, actor=actor, outcome=error.code
             )
             raise
-
-
-def _made(key: NewKey, at: datetime) -> KeyVersion:
-    return KeyVersion(
-        keyring=key.keyring,
-        version=key.version,
-        wrapped_key=key.wrapped_key,
-        provider=key.provider,
-        kcv=key.kcv,
-        status="active",
-        created_at=at,
-        activated_at=at,
-        retired_at=None,
-        destroyed_at=None,
-    )
 
 
 def _active(versions: Sequence[KeyVersion]) -> KeyVersion:

@@ -153,11 +153,12 @@ class Reencryption(Generic[R]):
             if walk.remaining == 0:
                 break
             if has_walked and not walk.has_advanced:
-                if walk.has_left:
-                    return  # somebody holds on to a row; it is tried again at the next look
+                if walk.has_left or walk.remaining > walk.damaged:
+                    return  # somebody holds on to a row, or moved some; the next look tries again
                 break  # what does not open now will not open later
+            # One that began in the middle says nothing of rows that lie before, perhaps since then.
+            has_walked = not walk.position
             await self._pass(walk)
-            has_walked = True
         if is_settled:
             await self._keep(walk, is_finished=True)
             log.info(

@@ -44,11 +44,12 @@ _LOCK_VERSION: Final = _both(f"""
 SELECT {_COLUMNS} FROM {{schema}}.encryption_keys WHERE keyring = $1 AND version = $2
 FOR UPDATE
 """)  # noqa: S608 - our own constants
-_ADD_KEY: Final = _both("""
-INSERT INTO {schema}.encryption_keys
+_ADD_KEY: Final = _both(f"""
+INSERT INTO {{schema}}.encryption_keys
     (keyring, version, wrapped_key, provider, kcv, status, created_at, activated_at)
-VALUES ($1, $2, $3, $4, $5, 'active', $6, $6)
-""")
+VALUES ($1, $2, $3, $4, $5, 'active', $6, $7)
+RETURNING {_COLUMNS}
+""")  # noqa: S608 - our own constants
 _ADD_FIRST_KEY: Final = _both("""
 INSERT INTO {schema}.encryption_keys
     (keyring, version, wrapped_key, provider, kcv, status, created_at, activated_at)
@@ -82,6 +83,11 @@ ON CONFLICT (keyring) DO UPDATE
 SET target = excluded.target, position = '', pass = 0, remaining = NULL, done = 0, damaged = 0,
     busy_s = 0, started_at = now(), updated_at = now(), finished_at = NULL
 WHERE r.target <> excluded.target OR r.finished_at IS NOT NULL
+""")
+# The lock makes it wait for a rotation that is about to commit, and it then finds no row: what that
+# rotation has begun is left alone.
+_ACTIVE: Final = _both("""
+SELECT version FROM {schema}.encryption_keys WHERE keyring = $1 AND status = 'active' FOR SHARE
 """)
 _PROGRESS: Final = _both(f"""
 SELECT {_PROGRESS_COLUMNS} FROM {{schema}}.reencryptions WHERE keyring = $1
@@ -193,17 +199,25 @@ async def lock_version(
 
 async def add_first_key(
     connection: Connection, schema: Schema, key: NewKey, *, at: datetime
-) -> None:
-    """Make the first version of a keyring, unless another node has: one is active at a time."""
-    await connection.execute(_ADD_FIRST_KEY[schema], *_values(key), at)
+) -> bool:
+    """Make a keyring's first version; False where another node has: one is active at a time."""
+    tag = await connection.execute(_ADD_FIRST_KEY[schema], *_values(key), at)
+    return tag == "INSERT 0 1"
 
 
 async def replace_active(
-    connection: Connection, schema: Schema, key: NewKey, *, at: datetime
-) -> None:
-    """Make this version the active one, and the one before it decrypt-only."""
+    connection: Connection, schema: Schema, key: NewKey, *, at: datetime, after: datetime
+) -> KeyVersion:
+    """Make this version the active one, and the one before it decrypt-only; as it is then.
+
+    `after` is when the newest one before it was made, by whatever clock: versions have the order
+    of their times, so that this one's is later.
+    """
+    created_at = max(at, after + timedelta(microseconds=1))
     await connection.execute(_DEMOTE[schema], key.keyring)
-    await connection.execute(_ADD_KEY[schema], *_values(key), at)
+    row = await connection.fetchrow(_ADD_KEY[schema], *_values(key), created_at, at)
+    assert row is not None, "what is inserted is returned"
+    return _version(row)
 
 
 async def retire(
@@ -230,6 +244,13 @@ async def begin_reencryption(
 ) -> None:
     """Have all rows sealed with `target`; one that is under way to it is left alone."""
     await connection.execute(_BEGIN[schema], keyring, target)
+
+
+async def resume_reencryption(connection: Connection, schema: Schema, keyring: str) -> None:
+    """Have all rows sealed with the active version, unless a rotation just sees to that."""
+    active = await connection.fetchval(_ACTIVE[schema], keyring)
+    if active is not None:
+        await begin_reencryption(connection, schema, keyring, active)
 
 
 async def progress(database: Database, schema: Schema, keyring: str) -> Progress | None:

@@ -33,11 +33,14 @@ _PAGE: Final = _COLUMNS + "WHERE $1::uuid IS NULL OR merchant_id > $1 ORDER BY m
 
 _SETTINGS_COLUMNS: Final = "token_ttl_s, sensitive_data, erase_requested_at, erased_at"
 _SETTINGS: Final = f"SELECT {_SETTINGS_COLUMNS} FROM cde.merchants WHERE merchant_id = $1"  # noqa: S608 - our own constants
-# The devices are touched so that every node's watch makes their sessions read the settings anew.
+# The devices are touched so that every node's watch makes their sessions read the settings anew; in
+# the order of ids, as by whoever else holds several of them.
 _SET: Final = f"""
 WITH told AS (
     UPDATE cde.devices SET changed_at = clock_timestamp()
-    WHERE merchant_id = $1 AND status = 'active'
+    WHERE device_id = ANY (ARRAY(
+        SELECT device_id FROM cde.devices WHERE merchant_id = $1 AND status = 'active'
+        ORDER BY device_id FOR NO KEY UPDATE))
 )
 UPDATE cde.merchants
 SET token_ttl_s = CASE WHEN $2 THEN $3 ELSE token_ttl_s END,

@@ -10,6 +10,7 @@ from typing import Final
 from uuid import UUID
 
 from glamd.db import Connection, Database, Row
+from glamd.payments import card_numbers
 from glamd.payments.model import IDEMPOTENCY_TTL, PaymentToken, SealedToken, Spend
 
 # One statement is one transaction and one round trip. `locked` takes the counters in their order,
@@ -28,12 +29,12 @@ WITH locked AS (
         $1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[], $5::text[], $6::text[], $7::bytea[],
         $8::bytea[], $9::timestamptz[], $10::text[], $11::text[], $12::text[], $13::text[],
         $14::smallint[], $15::smallint[], $16::bytea[], $17::text[], $18::bytea[], $19::bytea[],
-        $20::text[], $21::timestamptz[]
+        $20::text[], $21::timestamptz[], $22::text[]
     ) AS i (
         counter_id, version, highest, seen, device_id, key, content_hash,
         answer, at, token, brand, bin, last4,
         exp_month, exp_year, fingerprint, entry_mode, card_ciphertext, sensitive_ciphertext,
-        key_version, expires_at
+        key_version, expires_at, correlation_id
     )
 ), usable AS (
     SELECT version FROM cde.encryption_keys
@@ -58,7 +59,7 @@ WITH locked AS (
     RETURNING c.merchant_id, i.*
 ), answered AS (
     INSERT INTO cde.token_idempotency_keys AS k (scope, key, content_hash, answer, expires_at)
-    SELECT device_id, key, content_hash, answer, at + $22::interval FROM moved
+    SELECT device_id, key, content_hash, answer, at + $23::interval FROM moved
     ON CONFLICT (scope, key) DO UPDATE
     SET content_hash = EXCLUDED.content_hash, answer = EXCLUDED.answer,
         expires_at = EXCLUDED.expires_at
@@ -76,7 +77,7 @@ WITH locked AS (
     FROM moved WHERE token IS NOT NULL
 ), announced AS (
     INSERT INTO cde.outbox (subject, merchant_id, correlation_id, data, created_at)
-    SELECT 'evt.payment.token.created.v1', merchant_id, key,
+    SELECT 'evt.payment.token.created.v1', merchant_id, correlation_id,
            jsonb_build_object('merchant_id', merchant_id, 'token', token, 'device_id', device_id,
                               'brand', brand, 'last4', last4), at
     FROM moved WHERE token IS NOT NULL
@@ -84,7 +85,7 @@ WITH locked AS (
 SELECT counter_id FROM moved
 """
 
-_NO_TOKEN: Final = (None,) * 12
+_NO_TOKEN: Final = (None,) * 13
 
 _STORED_ANSWER: Final = """
 SELECT content_hash, answer FROM cde.token_idempotency_keys
@@ -229,6 +230,8 @@ def _columns(spend: Spend) -> tuple[object, ...]:
         card.sensitive_ciphertext,
         card.key_version,
         issued.expires_at,
+        # Devices choose their ids, and an event goes out to others.
+        card_numbers.masked(spend.request_id),
     )
 
 

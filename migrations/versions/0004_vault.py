@@ -59,6 +59,9 @@ BEGIN
     EXECUTE format('CREATE TABLE cde.%I (LIKE cde.token_secrets INCLUDING ALL)', name);
     EXECUTE format('ALTER TABLE cde.%I ALTER card_ciphertext SET STATISTICS 0,'
                    ' ALTER sensitive_ciphertext SET STATISTICS 0', name);
+    -- The whole first: who has planned to look at the parts there were, and then waits for one of
+    -- them, would find the rows that move in neither.
+    LOCK TABLE ONLY cde.token_secrets IN ACCESS EXCLUSIVE MODE;
     LOCK TABLE cde.token_secrets_other IN ACCESS EXCLUSIVE MODE;
     EXECUTE format('WITH moved AS (DELETE FROM cde.token_secrets_other'
                    ' WHERE expires_at >= $1 AND expires_at < $2 RETURNING *)'

@@ -109,7 +109,7 @@ DECLARE
 BEGIN
     -- to_char leaves "BC" out: a month of 2026 BC would have the name of one that is still young.
     IF wanted IS NULL OR extract(day FROM wanted) <> 1
-       OR wanted NOT BETWEEN '2000-01-01' AND '9999-01-01' THEN
+       OR wanted NOT BETWEEN '0001-01-01' AND '9999-12-31' THEN
         RAISE EXCEPTION 'a month is named by its first day' USING ERRCODE = '22023';
     END IF;
     -- Not by to_regclass, which may remember from before the lock that there was none.
@@ -122,11 +122,14 @@ BEGIN
                AND relnamespace = 'cde'::regnamespace) THEN
         RETURN false;
     END IF;
-    EXECUTE format('CREATE TABLE cde.%I PARTITION OF cde.decrypt_audit_log
-                        FOR VALUES FROM (%L) TO (%L)',
-                   name, wanted, (wanted + interval '1 month')::date);
+    -- Made apart and attached: as a part from the start it would wait for whoever reads the log,
+    -- such as a dump, and everybody who writes would wait behind it.
+    EXECUTE format('CREATE TABLE cde.%I (LIKE cde.decrypt_audit_log INCLUDING ALL)', name);
     -- What later tables are granted, a part of the log is not: it could be changed by its own name.
     EXECUTE format('REVOKE ALL ON cde.%I FROM glamd_daemon, PUBLIC', name);
+    EXECUTE format('ALTER TABLE cde.decrypt_audit_log ATTACH PARTITION cde.%I
+                        FOR VALUES FROM (%L) TO (%L)',
+                   name, wanted, (wanted + interval '1 month')::date);
     RETURN true;
 END
 $$;
@@ -144,7 +147,7 @@ DECLARE
 BEGIN
     -- to_char leaves "BC" out: a month of 2026 BC would have the name of one that is still young.
     IF wanted IS NULL OR extract(day FROM wanted) <> 1
-       OR wanted NOT BETWEEN '2000-01-01' AND '9999-01-01' THEN
+       OR wanted NOT BETWEEN '0001-01-01' AND '9999-12-31' THEN
         RAISE EXCEPTION 'a month is named by its first day' USING ERRCODE = '22023';
     END IF;
     IF wanted + interval '1 month' + interval '7 years' > now() AT TIME ZONE 'UTC' THEN

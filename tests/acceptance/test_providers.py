@@ -83,6 +83,7 @@ class Installation:
         }
         self.daemon = daemon
         self.merchant_id = str(uuid4())
+        self.ports: dict[str, int] = {}
         self._enrolled = 0
 
     @asynccontextmanager
@@ -93,6 +94,7 @@ class Installation:
         context = supervised(self.daemon)
         await asyncio.to_thread(context.__enter__)
         try:
+            self.ports = await asyncio.to_thread(self.daemon.listeners)
             yield
         finally:
             await asyncio.to_thread(context.__exit__, None, None, None)
@@ -132,21 +134,25 @@ class Installation:
         )
         return load_device(out)
 
-    async def reached(self, device: Device) -> Device:
+    def reached(self, device: Device) -> Device:
         """The same terminal, told where the endpoint is since the last start."""
-        port = (await asyncio.to_thread(self.daemon.listeners))["mqtt"]
-        return device.at_address(LOOPBACK, port)
+        return device.at_address(LOOPBACK, self.ports["mqtt"])
 
     async def tapped(self, device: Device) -> str:
         """The token of one tap over a connection of its own."""
-        [answer] = await ask(await self.reached(device), tap(device, uuid4().hex))
+        [answer] = await ask(self.reached(device), tap(device, uuid4().hex))
         assert answer.ok, answer
         return answer.text("token")
 
-    async def readyz(self) -> Reply:
-        """How it says that it is."""
-        port = (await asyncio.to_thread(self.daemon.listeners))["http"]
-        return await call("GET", f"http://{LOOPBACK}:{port}/readyz")
+    async def says_that_the_provider_is(self, *, away: bool) -> None:
+        """Wait until /readyz, which goes on to be a 200, names it as degraded, or no more."""
+
+        async def said() -> bool:
+            found = await call("GET", f"http://{LOOPBACK}:{self.ports['http']}/readyz")
+            assert found.status == 200
+            return ("key-provider" in found.data["degraded"]) is away
+
+        await eventually(said)
 
     async def opens(self, token: str) -> None:
         """A worker sees the card under it."""
@@ -154,8 +160,9 @@ class Installation:
         pair = authorities.worker(WORKER_URI)
         tls = ssl.create_default_context(cafile=str(authorities.server_ca.certificate_file))
         tls.load_cert_chain(pair.certificate_file, pair.key_file)
-        port = (await asyncio.to_thread(self.daemon.listeners))["worker"]
-        url = f"https://{LOOPBACK}:{port}/internal/v1/payment-tokens/{token}/decrypt"
+        url = (
+            f"https://{LOOPBACK}:{self.ports['worker']}/internal/v1/payment-tokens/{token}/decrypt"
+        )
         body = {"purpose": "settlement", "fields": ["pan"]}
         reply = await call("POST", url, json=body, ssl=tls)
         assert (reply.status, reply.body["data"]["pan"]) == (200, PAN)
@@ -208,27 +215,19 @@ async def test_a_provider_that_is_away_refuses_what_needs_it_and_nothing_else(
 ) -> None:
     async with installation.restarted("aws-kms"):
         await installation.furnish()
-        device = await installation.reached(await installation.enroll())
+        device = installation.reached(await installation.enroll())
         async with connected(device) as terminal:
             assert (await asked(terminal, device)).ok
             await kms.leave()
             refused = await installation.operator("/v1/devices", installation.next_device())
             assert (refused.status, refused.body["code"]) == (503, "UNAVAILABLE")
 
-            async def degraded() -> bool:
-                found = await installation.readyz()
-                assert found.status == 200
-                return list(found.data["degraded"]) == ["key-provider"]
-
-            await eventually(degraded)
+            await installation.says_that_the_provider_is(away=True)
             assert (await asked(terminal, device)).ok
             await installation.opens(await installation.tapped(device))
             await kms.come_back()
 
-            async def ready() -> bool:
-                return (await installation.readyz()).data["status"] == "ready"
-
-            await eventually(ready)
+            await installation.says_that_the_provider_is(away=False)
             await installation.tapped(await installation.enroll())
 
 
@@ -274,7 +273,7 @@ async def test_an_installation_moves_from_local_to_kms_to_an_hsm_and_each_lets_g
         tokens = [await installation.tapped(device)]
     for provider, former in (("aws-kms", "local"), ("pkcs11", "aws-kms")):
         async with installation.restarted(provider, former):
-            terminal_device = await installation.reached(device)
+            terminal_device = installation.reached(device)
             async with connected(terminal_device) as terminal:
                 assert (await asked(terminal, terminal_device)).ok
                 assert await installation.rewrapped() == dict.fromkeys(KEYS, "rewrapped")
@@ -285,7 +284,7 @@ async def test_an_installation_moves_from_local_to_kms_to_an_hsm_and_each_lets_g
     async with installation.restarted("pkcs11"):
         for token in (*tokens, await installation.tapped(await installation.enroll())):
             await installation.opens(token)
-        [bdk] = (await installation.glamctl("keys", "list-bdk"))["key_sets"]
+        [bdk] = await installation.glamctl("keys", "list-bdk")
         assert bdk["hsm_label"] == f"glamd-bdk-lane-{bdk['kcv']}"
 
 

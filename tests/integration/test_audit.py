@@ -345,9 +345,11 @@ async def test_the_next_row_after_a_chain_was_set_back_marks_it_for_good_and_for
     [
         f"UPDATE {HEADS} SET seq = 9223372036854775807",
         f"UPDATE {HEADS} SET month = '2100-01-01'",
-        f"INSERT INTO {LOG} SELECT month, n, at, action, actor, certificate_sha256, ip, subject,"
-        " fields, purpose, outcome, correlation_id, mac, key_version"
-        f" FROM {LOG}, unnest(ARRAY[4, 9223372036854775807]) n WHERE seq = 3",
+        (
+            f"INSERT INTO {LOG} SELECT month, n, at, action, actor, certificate_sha256, ip,"
+            " subject, fields, purpose, outcome, correlation_id, mac, key_version"
+            f" FROM {LOG}, unnest(ARRAY[4, 9223372036854775807]) n WHERE seq = 3"
+        ),
     ],
 )
 async def test_no_damage_that_the_daemons_login_can_do_stops_the_rows_that_follow(

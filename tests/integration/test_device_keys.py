@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -27,6 +27,7 @@ from glamd.errors import (
 )
 from glamd.keys.key_sets.service import Keys
 from glamd.keys.key_sets.store import retire_key_set
+from glamd.payments.life.store import request_erasure
 from tests.support.keys import local_provider
 from tests.support.settable_clock import SettableClock
 
@@ -308,6 +309,31 @@ async def test_a_device_that_comes_while_its_key_set_is_being_retired_is_refused
     with pytest.raises(ConflictError) as raised:
         await coming
     assert raised.value.code == "KEY_SET_RETIRED"
+
+
+@pytest.mark.parametrize(
+    ("what", "code"), [("enrol", "MERCHANT_NOT_FOUND"), ("rekey", "DEVICE_REVOKED")]
+)
+async def test_a_device_that_comes_while_its_merchant_is_being_erased_is_refused(
+    world: World, what: str, code: str
+) -> None:
+    device_id = await world.enroll()
+    async with world.database.transaction() as connection:
+        await request_erasure(
+            connection, world.merchant_id, now=datetime.now(UTC), correlation_id="c"
+        )
+        coming = asyncio.create_task(
+            world.enroll() if what == "enrol" else world.rekey(device_id, world.ksn()),
+            name="coming",
+        )
+        await waiting_for_a_lock(world.database)
+    with pytest.raises(GlamError) as raised:
+        await coming
+    assert raised.value.code == code
+    assert (
+        await world.database.fetch("SELECT device_id FROM cde.devices WHERE status <> 'revoked'")
+        == []
+    )
 
 
 async def test_the_list_counts_the_devices_that_are_not_revoked(world: World) -> None:

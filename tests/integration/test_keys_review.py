@@ -1,17 +1,18 @@
-"""Keys under an adversary's interleavings: two nodes on one database, stopped at the worst moment."""
+"""Keys under hostile interleavings: two nodes on one database, stopped at the worst moment."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 from typing_extensions import override
 
 from glamd.crypto.dukpt import AES_DUKPT, Profile
 from glamd.db import Connection, Database
-from glamd.errors import ConflictError, CryptoError
+from glamd.errors import ConflictError, CryptoError, UnavailableError
 from glamd.keys import store
 from glamd.keys.key_sets.service import Keys
 from glamd.keys.keyrings import AUDIT, PAYMENT_TOKENS
@@ -20,7 +21,9 @@ from glamd.keys.providers.interface import Providers
 from glamd.keys.providers.local import LocalProvider, create_kek_file
 from glamd.keys.sealed_rows import Span
 from glamd.payments import store as payments
+from glamd.payments.model import SealedToken
 from glamd.payments.resealing.service import PaymentTokenRows
+from glamd.payments.resealing.store import SecretRow
 from tests.support.keys import local_provider
 from tests.support.postgres import eventually, execute
 from tests.support.sealed_rows import Node, read_token, seal_tokens, start_node, versions_of
@@ -59,14 +62,13 @@ async def target_of(database: Database) -> str:
     return progress.target
 
 
-async def somebody_waits(database: Database) -> bool:
-    """Whether a session waits for a lock."""
-    return bool(
-        await database.fetchval(
-            "SELECT count(*) FROM pg_stat_activity"
-            " WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        )
+async def so_many_wait(database: Database, sessions: int) -> bool:
+    """Whether so many sessions wait for a lock."""
+    waiting = await database.fetchval(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
+    return bool(waiting == sessions)
 
 
 # ---- keys that could not be unwrapped again
@@ -91,7 +93,11 @@ class Forgetful(OneWay):
     @override
     async def unwrap(self, wrapped: bytes, *, context: str) -> bytes:
         """Another key, once the test says so."""
-        return await LocalProvider.unwrap(self, wrapped, context=context) if self.may_unwrap else bytes(32)
+        return (
+            await LocalProvider.unwrap(self, wrapped, context=context)
+            if self.may_unwrap
+            else bytes(32)
+        )
 
 
 @pytest.mark.parametrize("kind", [OneWay, Forgetful])
@@ -107,7 +113,7 @@ async def test_a_key_that_its_provider_does_not_give_back_becomes_active_nowhere
     provider.may_unwrap = True
     versions = await store.keys(database, "cde", PAYMENT_TOKENS)
     assert [(one.version, one.status) for one in versions] == [("v1", "active")]
-    assert node.written == [("keys.rotate", PAYMENT_TOKENS, "op", "DECRYPT_FAILED")]
+    assert node.written == [("keys.rotate", PAYMENT_TOKENS, "op", "CRYPTO_ERROR")]
 
 
 @pytest.mark.parametrize("kind", [OneWay, Forgetful])
@@ -155,7 +161,7 @@ class Paused(Database):
     free = 0
 
     def pause(self, *, after: int) -> asyncio.Event:
-        """The transaction after so many waits for what this returns; `reached` says that it does."""
+        """The transaction after so many waits for what this returns; `reached` says so."""
         self.reached, self.before, self.free = asyncio.Event(), asyncio.Event(), after
         return self.before
 
@@ -207,7 +213,7 @@ async def test_a_refused_retirement_waits_for_a_rotation_that_is_about_to_commit
         """Between what a rotation changes and its commit."""
         work = other.life.retire(PAYMENT_TOKENS, "v1", actor="other")
         retiring.append(asyncio.create_task(work))
-        await eventually(lambda: somebody_waits(database))
+        await eventually(lambda: so_many_wait(database, 1))
 
     monkeypatch.setattr(node.life._operations, "write_down", write_down)
     await node.life.rotate(PAYMENT_TOKENS, actor="op")
@@ -234,6 +240,46 @@ async def test_a_retired_version_that_rows_still_need_can_be_got_rid_of(
     await node.life.destroy(PAYMENT_TOKENS, "v1", actor="op")
     for name in names:
         assert await read_token(node, name)
+
+
+async def test_a_place_that_is_no_place_any_more_does_not_end_the_re_encryption(
+    database: Database, node: Node
+) -> None:
+    await seal_tokens(database, node.keyrings.payment_tokens.active, 20)
+    await node.life.rotate(PAYMENT_TOKENS, actor="op")
+    # Killed far behind, and then the partition was written anew, which made it shorter.
+    part = (await PaymentTokenRows(database).parts())[0].name
+    await database.execute(
+        "UPDATE cde.reencryptions SET position = $1, pass = 1, remaining = 20", f"{part} 100000"
+    )
+    await node.job.work()
+    assert await versions_of(database) == {"v2": 20}
+
+
+class MovedRows(PaymentTokenRows):
+    """Rows of which a pass finds none, since they move ahead of it."""
+
+    are_moving = True
+
+    @override
+    async def fetch(self, span: Span, *, target: str) -> Sequence[SecretRow]:
+        """None while they move."""
+        return () if self.are_moving else await super().fetch(span, target=target)
+
+
+async def test_rows_that_moved_past_a_pass_are_not_taken_for_damaged(
+    database: Database, providers: Providers
+) -> None:
+    rows = MovedRows(database)
+    node = await start_node(database, providers, rows=rows)
+    await seal_tokens(database, node.keyrings.payment_tokens.active, 20)
+    await node.life.rotate(PAYMENT_TOKENS, actor="op")
+    await node.job.work()
+    status = (await node.life.status())[PAYMENT_TOKENS]
+    assert (status.remaining, status.damaged, status.finished_at) == (20, 0, None)
+    rows.are_moving = False
+    await node.job.work()
+    assert await versions_of(database) == {"v2": 20}
 
 
 # ---- clocks that differ
@@ -273,6 +319,20 @@ async def test_nodes_whose_clocks_differ_by_years_do_not_rotate_in_turns(
     ]
 
 
+async def test_a_keyring_that_cannot_be_rotated_keeps_no_other_from_it(
+    database: Database, providers: Providers
+) -> None:
+    clock = SettableClock()
+    node = await start_node(database, providers, clock=clock, rotate_automatically=True)
+    await database.execute(
+        "UPDATE cde.encryption_keys SET status = 'decrypt-only' WHERE keyring = $1", PAYMENT_TOKENS
+    )
+    clock.advance(timedelta(days=366).total_seconds())
+    with pytest.raises(UnavailableError, match="no active version"):
+        await node.life.check_periods()
+    assert node.written == [("keys.rotate", "audit:v2", "glamd", "ok")]
+
+
 # ---- rows that move while they are counted
 
 
@@ -281,7 +341,9 @@ async def test_rows_that_move_to_the_partition_of_their_day_are_counted_and_read
 ) -> None:
     day = await database.fetchval("SELECT now()::date + 3")
     names = await seal_tokens(database, node.keyrings.payment_tokens.active, 3)
-    await database.execute("UPDATE cde.token_secrets SET expires_at = $1::date + interval '1 hour'", day)
+    await database.execute(
+        "UPDATE cde.token_secrets SET expires_at = $1::date + interval '1 hour'", day
+    )
     await database.execute(
         "INSERT INTO cde.payment_tokens (token, merchant_id, device_id, brand, bin, last4,"
         " exp_month, exp_year, fingerprint, entry_mode, created_at, expires_at)"
@@ -290,31 +352,43 @@ async def test_rows_that_move_to_the_partition_of_their_day_are_counted_and_read
     )
     # Connections of their own: what they plan, they plan while the rows are on their way.
     planner = await Database.connect(database_url, pool_size=2)
+    rows = PaymentTokenRows(planner)
+
+    async def count() -> int:
+        async with planner.connection() as connection:
+            return await rows.using(connection, "v1", limit=COUNT_LIMIT, timeout_s=PATIENCE_S)
+
+    async def read() -> list[SealedToken | None]:
+        async with planner.connection() as connection:
+            return await payments.sealed(connection, names)
+
     async with database.transaction() as mover:
         await mover.execute("SELECT cde.make_secrets_partition($1)", day)
-        async with planner.connection() as counting, planner.connection() as reading:
-            using = asyncio.create_task(
-                PaymentTokenRows(planner).using(
-                    counting, "v1", limit=COUNT_LIMIT, timeout_s=PATIENCE_S
-                )
-            )
-            sealed = asyncio.create_task(payments.sealed(reading, names))
-
-            async def both_wait() -> bool:
-                waiting = await mover.fetchval(
-                    "SELECT count(*) FROM pg_stat_activity"
-                    " WHERE wait_event_type = 'Lock' AND datname = current_database()"
-                )
-                return bool(waiting == 2)
-
-            await eventually(both_wait)
-            await mover.execute("COMMIT")
-            await mover.execute("BEGIN")
-            assert await using == 3
-            found = await sealed
+        counting, reading = asyncio.create_task(count()), asyncio.create_task(read())
+        await eventually(lambda: so_many_wait(database, 2))
+    counted, found = await asyncio.gather(counting, reading)
     await planner.close()
-    await database.execute("SELECT cde.drop_secrets_partition($1)", day)
+    assert counted == 3
     assert [one is not None and one.key_version for one in found] == ["v1"] * 3
+
+
+# ---- the budget of nonces
+
+
+async def test_whatever_is_sealed_under_a_version_is_counted(
+    database: Database, node: Node
+) -> None:
+    def sealed(version: str) -> float:
+        labels = {"keyring": PAYMENT_TOKENS, "version": version}
+        return REGISTRY.get_sample_value("glamd_keys_sealed_total", labels) or 0.0
+
+    before = sealed("v1")
+    await seal_tokens(database, node.keyrings.payment_tokens.active, 3, with_sensitive=True)
+    assert sealed("v1") - before == 6
+    await node.life.rotate(PAYMENT_TOKENS, actor="op")
+    before = sealed("v2")
+    await node.job.work()
+    assert sealed("v2") - before == 6
 
 
 # ---- what a crash of the server may take back

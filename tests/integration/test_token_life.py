@@ -176,6 +176,10 @@ async def test_today_is_never_dropped(database: Database) -> None:
     for each in (day, day + DAY, None):
         outcome = await database.fetchval("SELECT cde.drop_secrets_partition($1)", each)
         assert outcome == "not-over"
+    same_name = (
+        "SELECT cde.drop_secrets_partition((to_char($1::date, 'YYYY-MM-DD') || ' BC')::date)"
+    )
+    assert await database.fetchval(same_name, day) == "not-over"
     assert day in await life_store.days(database)
 
 

@@ -136,6 +136,23 @@ async def test_an_id_that_was_answered_is_not_answered_again_even_on_the_right_v
     assert tuple(row) == (1, 1, 1)
 
 
+async def test_a_card_number_as_an_id_does_not_go_out_with_the_event(
+    database: Database, vault: Vault, merchant_id: UUID
+) -> None:
+    counter_id = await counters(database, merchant_id, b"a")
+    chosen = ("4242424242424242", "tap-4242 4242 4242 4242", "0d54398ca47a4b63")
+    for n, request_id in enumerate(chosen):
+        made = spend(counter_id, counter=n + 1, version=n)
+        assert await vault.journal.submit(replace(made, request_id=request_id))
+        assert await vault.answer_of(made.device_id, request_id, now=NOW) is not None
+    rows = await database.fetch("SELECT correlation_id FROM cde.outbox ORDER BY id")
+    assert [row["correlation_id"] for row in rows] == [
+        "*" * 16,
+        "tap-" + "**** " * 3 + "****",
+        chosen[2],
+    ]
+
+
 async def test_an_id_is_free_again_when_its_day_is_over(
     database: Database, vault: Vault, merchant_id: UUID
 ) -> None:

@@ -14,16 +14,16 @@ from typing import Final, NamedTuple
 import structlog
 
 from glamd.clock import Clock
-from glamd.crypto import keyblock
+from glamd.crypto import dukpt, keyblock
 from glamd.crypto.dukpt import TDES_DUKPT, Profile
 from glamd.db import Database
-from glamd.errors import ConflictError, FieldError, GlamError, NotFoundError
+from glamd.errors import ConflictError, CryptoError, FieldError, GlamError, NotFoundError
 from glamd.keys import store as key_store
 from glamd.keys.key_sets import ceremony, store
 from glamd.keys.key_sets.ceremony import Ceremony, Component
 from glamd.keys.key_sets.store import KeySet, ListedKeySet, StoredKeySet
 from glamd.keys.operations import Operations, Record
-from glamd.keys.providers.interface import KeptBdk, Providers, within
+from glamd.keys.providers.interface import KeptBdk, KeyProvider, Providers, within
 from glamd.keys.store import KeyVersion
 
 COUNTER_WINDOW: Final = 1024
@@ -125,10 +125,7 @@ class Keys:
             else:
                 clear = await self._entered(bdk, key_set, profile.scheme, actor)
                 kcv = ceremony.key_check_value(clear, profile.scheme)
-                kept = await within(
-                    provider,
-                    provider.keep_bdk(clear, scheme=profile.scheme, context=_context(key_set)),
-                )
+                kept = await _kept(provider, clear, profile.scheme, _context(key_set))
             made = KeySet(
                 key_set=key_set,
                 profile=profile,
@@ -281,6 +278,17 @@ class Keys:
         if stored is None:
             raise _unknown()
         return stored
+
+
+async def _kept(provider: KeyProvider, bdk: bytes, scheme: str, context: str) -> KeptBdk:
+    """The BDK as the provider keeps it; CryptoError where it does not derive from it then."""
+    kept = await within(provider, provider.keep_bdk(bdk, scheme=scheme, context=context))
+    # A provider may be allowed to wrap and not to unwrap, and who typed the components goes home.
+    ksn = bytes(dukpt.ksn_length_bytes(scheme))
+    derive = provider.initial_key(kept, scheme=scheme, ksn=ksn, context=context)
+    if not hmac.compare_digest(await within(provider, derive), dukpt.initial_key(scheme, bdk, ksn)):
+        raise CryptoError(f"the key provider {provider.name} does not derive from {context}")
+    return kept
 
 
 def _check_strength(key: bytes, scheme: str, *, field: str) -> None:

@@ -15,7 +15,7 @@ import structlog
 
 from glamd.clock import Clock
 from glamd.db import Database
-from glamd.errors import CryptoError
+from glamd.errors import CryptoError, FieldError, InputError
 from glamd.keys.keyrings import Keyring, MacKey
 from glamd.payments import audit_chain
 from glamd.payments.audit_chain import Head
@@ -88,13 +88,18 @@ class Reader:
         self._clock = clock
 
     async def walk(self, *, seen: Sequence[Head], since: date | None) -> AuditReport:
-        """Walk the chain up to its first break; it must hold the rows of `seen`."""
+        """Walk the chain up to its first break; it must hold the rows of `seen`.
+
+        InputError (`since`) where the chain never came as far as that month.
+        """
         months = await store.months(self._database)
         # After the months: every version that a head of theirs names is there by now.
         await self._keyring.reload()
         keys = {name: (await self._keyring.version(name)).key for name in self._keyring.kcvs}
         walk = Walk(keys, seen=seen)
         found, months = await self._begin(walk, months, since)
+        if found is None and since is not None and not months:
+            _refuse_to_walk_nothing(since, seen)
         walked = 0
         for month, following in itertools.pairwise([*months, None]):
             if found is not None or month is None:
@@ -222,6 +227,15 @@ class Reader:
     async def rights(self) -> store.Rights:
         """What our database role may do to the log."""
         return await store.rights(self._database)
+
+
+def _refuse_to_walk_nothing(since: date, seen: Sequence[Head]) -> None:
+    # A row that was seen there and is gone is no slip of the operator's: the walk tells of it.
+    if all(head.month < since for head in seen):
+        message = "The audit log has no rows since then."
+        raise InputError(
+            message, fields=[FieldError("since", "the chain ends in an earlier month")]
+        )
 
 
 def _month(month: StoredHead | date) -> date:

@@ -31,11 +31,15 @@ _ERASED = Counter("glamd_payments_erased_rows_total", "Rows of erased merchants.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErasedCards:
-    """How many rows an erasure deleted; `done` is False while another node holds some of them."""
+    """How many rows an erasure deleted; `done` is False while another node holds some of them.
+
+    `is_news` says that it was done by this one, and not noted before.
+    """
 
     tokens: int
     answers: int
     done: bool
+    is_news: bool
 
 
 class CardErasure:
@@ -84,7 +88,8 @@ class CardErasure:
 
         tokens = await in_rounds(some_tokens, full=ROWS, most=ROUNDS)
         answers = await in_rounds(some_answers, full=ROWS, most=ROUNDS)
-        done = await store.erased(self._database, merchant_id, self._clock.now())
-        if done:
+        is_news = await store.erased(self._database, merchant_id, self._clock.now())
+        if is_news:
             log.info("merchant_erased", merchant_id=str(merchant_id))
-        return ErasedCards(tokens=tokens, answers=answers, done=done)
+        done = is_news or await store.is_erased(self._database, merchant_id)
+        return ErasedCards(tokens=tokens, answers=answers, done=done, is_news=is_news)

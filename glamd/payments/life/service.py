@@ -6,6 +6,7 @@ soon as its day is over and nothing in it lives, or, where that would be too lat
 of it is written into new files.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
@@ -105,6 +106,15 @@ class TokenLife:
             )
 
         return _counted("metadata", await in_rounds(some, full=ROWS, most=rounds))
+
+    async def begin(self) -> None:
+        """Tend the partitions at a start, which does not fail for one that is busy.
+
+        Somebody may be dumping the database for hours. The job tries again; tokens of a day that
+        has no partition yet are kept elsewhere meanwhile.
+        """
+        with suppress(TransientError):
+            await self.tend_partitions()
 
     async def tend_partitions(self) -> tuple[str, ...]:
         """Make the partitions of the days to come, drop those that are over; which were dropped.

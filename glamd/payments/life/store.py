@@ -63,8 +63,16 @@ _DIRTY: Final = """
 SELECT partition, since, clock_timestamp() - since AS age FROM cde.shred_queue ORDER BY since
 """
 
-# A commit that is under way holds its device's counters: it is done before these statements go on,
-# or finds the version moved and decides again, on a device that is revoked.
+# In the order in which everybody takes them. Whoever enrols a device holds its merchant: the device
+# is in before the request goes on, or is refused. A commit that is under way holds its device's
+# counters: it is done before these statements go on, or finds the version moved and decides again,
+# on a device that is revoked.
+_LOCK_MERCHANT: Final = """
+SELECT FROM cde.merchants WHERE merchant_id = $1 FOR NO KEY UPDATE
+"""
+_LOCK_DEVICES: Final = """
+SELECT FROM cde.devices WHERE merchant_id = $1 ORDER BY device_id FOR NO KEY UPDATE
+"""
 _LOCK_COUNTERS: Final = """
 SELECT FROM cde.device_counters WHERE merchant_id = $1 ORDER BY counter_id FOR UPDATE
 """
@@ -110,9 +118,12 @@ WITH due AS (
 ), owners AS ({_OWNERS}), counted AS ({_COUNTED})
 SELECT count(*) FROM deleted
 """  # noqa: S608 - our own constants
+# A look-up for each device: a join, planned for any LIMIT, reads everybody's answers to find none.
 _ERASE_ANSWERS: Final = """
 DELETE FROM cde.token_idempotency_keys WHERE ctid = ANY (ARRAY(
-    SELECT k.ctid FROM cde.devices d JOIN cde.token_idempotency_keys k ON k.scope = d.device_id
+    SELECT k.ctid FROM cde.devices d CROSS JOIN LATERAL (
+        SELECT ctid FROM cde.token_idempotency_keys WHERE scope = d.device_id OFFSET 0
+    ) k
     WHERE d.merchant_id = $1 LIMIT $2))
 """
 _ERASED: Final = """
@@ -120,6 +131,7 @@ UPDATE cde.merchants m SET erased_at = $2
 WHERE merchant_id = $1 AND erase_requested_at IS NOT NULL AND erased_at IS NULL
   AND NOT EXISTS (SELECT FROM cde.payment_tokens t WHERE t.merchant_id = m.merchant_id)
 """
+_IS_ERASED: Final = "SELECT erased_at IS NOT NULL FROM cde.merchants WHERE merchant_id = $1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +197,8 @@ async def request_erasure(
     connection: Connection, merchant_id: UUID, *, now: datetime, correlation_id: str
 ) -> int | None:
     """Revoke the merchant's devices for good and note the request; how many, None: no merchant."""
-    await connection.execute(_LOCK_COUNTERS, merchant_id)
+    for lock in (_LOCK_MERCHANT, _LOCK_DEVICES, _LOCK_COUNTERS):
+        await connection.execute(lock, merchant_id)
     stopped: int | None = await connection.fetchval(
         _REQUEST, merchant_id, now, correlation_id, now.isoformat()
     )
@@ -213,6 +226,11 @@ async def erase_answers(database: Database, merchant_id: UUID, *, limit: int) ->
 async def erased(database: Database, merchant_id: UUID, now: datetime) -> bool:
     """Note that the erasure is done; False where a token is left or it was noted before."""
     return _count(await database.execute(_ERASED, merchant_id, now)) == 1
+
+
+async def is_erased(database: Database, merchant_id: UUID) -> bool:
+    """Whether it is noted that the erasure is done."""
+    return bool(await database.fetchval(_IS_ERASED, merchant_id))
 
 
 @asynccontextmanager

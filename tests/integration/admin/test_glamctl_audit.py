@@ -1,7 +1,10 @@
 """glamctl audit on a real log: what is told, what is exported, what does not fit in memory."""
 
+import asyncio
 import json
+import signal
 import stat
+import subprocess
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from bench.harness import PROGRAMS
 from glamd.db import Database
 from glamd.payments.audit import Audit
 from tests.support.admin_world import AdminWorld, FakeAudit
@@ -17,6 +21,7 @@ from tests.support.keys import load_keyrings
 from tests.support.settable_clock import SettableClock
 
 LOG = "cde.decrypt_audit_log"
+FOLLOW_TIMEOUT_S = 15.0
 
 
 @pytest.fixture
@@ -91,6 +96,92 @@ async def test_an_export_has_every_row_and_ends_with_the_signed_head(
         *("--until", "2025-11-12 10:33:00"),
     )
     assert [json.loads(line).get("seq") for line in some.stdout.splitlines()] == [2, 3, None]
+
+
+async def test_an_export_begins_and_ends_at_the_times_of_rows_as_they_are_shown(
+    world: AdminWorld,
+) -> None:
+    rows = json.loads((await world.glamctl("--json", "audit", "tail")).stdout)
+    result = await world.glamctl(
+        *("audit", "export", "--since", rows[1]["at"], "--until", rows[3]["at"])
+    )
+    exported = [json.loads(line).get("seq") for line in result.stdout.splitlines()]
+    assert exported == [2, 3, None]
+
+
+async def test_a_month_that_the_chain_never_reached_is_a_mistake_and_no_broken_chain(
+    world: AdminWorld, audit: Audit, database: Database
+) -> None:
+    result = await world.glamctl("audit", "verify", "--since", "2031-01")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "(since: the chain ends in an earlier month)" in result.stderr
+    later = (await world.glamctl("audit", "verify", "--since", "2025-11")).stdout
+    assert "All as written: 5 rows" in later
+    # Rows that this daemon has seen in that month and that are gone are no mistake.
+    await database.execute(f"DELETE FROM {LOG}; DELETE FROM cde.audit_heads")
+    broken = await world.glamctl("audit", "verify", "--since", "2025-11")
+    assert (broken.exit_code, "set-back" in broken.stdout) == (1, True)
+
+
+async def test_a_head_of_a_month_that_is_left_out_is_refused_and_not_passed_over(
+    world: AdminWorld,
+) -> None:
+    head = f"2025-10:5:{'ab' * 32}"
+    result = await world.glamctl("audit", "verify", "--since", "2025-11", "--head", head)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "head: It is of a month that --since leaves out." in result.stderr
+
+
+def following(world: AdminWorld, *words: str) -> "subprocess.Popen[str]":
+    """`glamctl audit tail --follow` as a process, whose lines can be read as they come."""
+    return subprocess.Popen(
+        [PROGRAMS / "glamctl", "--socket", world.path, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def lines_of(process: "subprocess.Popen[str]", count: int) -> list[str]:
+    """The next so many lines, within a bound."""
+    assert process.stdout is not None
+    async with asyncio.timeout(FOLLOW_TIMEOUT_S):
+        return [await asyncio.to_thread(process.stdout.readline) for _ in range(count)]
+
+
+@pytest.mark.parametrize("sought", [(), ("--outcome", "FORBIDDEN")])
+async def test_following_shows_each_row_once_as_it_comes_until_it_is_interrupted(
+    world: AdminWorld, audit: Audit, sought: tuple[str, ...]
+) -> None:
+    process = following(world, "--json", "audit", "tail", "-n", "1", "--follow", *sought)
+    try:
+        [newest] = await lines_of(process, 1)
+        assert json.loads(newest)["seq"] == (2 if sought else 5)
+        for number in range(6, 9):
+            await audit.append(entry(f"c-{number}", outcome="FORBIDDEN"))
+        await audit.append(entry("c-9", outcome="ok"))
+        assert [json.loads(line)["seq"] for line in await lines_of(process, 3)] == [6, 7, 8]
+        process.send_signal(signal.SIGINT)
+        rest, said = await asyncio.to_thread(process.communicate, timeout=FOLLOW_TIMEOUT_S)
+        assert (process.returncode, said) == (0, "")
+        # Each once: at most the row that is not sought here stands behind them.
+        assert [json.loads(line)["seq"] for line in rest.splitlines()] in ([], [9])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_following_a_daemon_that_goes_away_ends_with_one_line(
+    admin: AdminWorld, audit: Audit
+) -> None:
+    admin.audit = cast("FakeAudit", audit)
+    async with admin.running():
+        process = following(admin, "audit", "tail", "-n", "1", "--follow")
+        [line] = await lines_of(process, 1)
+        assert line.endswith("ok\n")
+    _, said = await asyncio.to_thread(process.communicate, timeout=FOLLOW_TIMEOUT_S)
+    assert (process.returncode, said.count("\n")) == (1, 1)
+    assert said.startswith("UNREACHABLE: ")
 
 
 async def test_the_newest_rows_are_shown_of_those_that_are_sought(world: AdminWorld) -> None:

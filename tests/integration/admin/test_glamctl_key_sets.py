@@ -48,6 +48,7 @@ class TestImport:
             typed += ["Ann", key.hex(), key_check_value(key, "aes-dukpt")]
         line = failed(await running.glamctl(*IMPORT, "--components", stdin="\n".join(typed)), 1)
         assert "(components.1.holder: " in line
+        assert line.count("components.1.holder") == 1, "said once"
 
     @pytest.mark.parametrize(
         "content",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from glamd.admin import cli_keys
 from glamd.db import Database
 from tests.support.admin_world import AdminWorld
 from tests.support.at_terminal import at_terminal
@@ -81,6 +82,18 @@ async def test_people_see_a_bar_and_the_versions(node: Node, admin: AdminWorld) 
     assert "decrypt-only" in after.stdout
 
 
+async def test_names_of_keyrings_are_whole_on_a_narrow_terminal(
+    node: Node, admin: AdminWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_keys, "PIPE_WIDTH", 80)
+    async with admin.running():
+        shown = (await admin.glamctl("keys", "status")).stdout
+    progress = [line for line in shown.splitlines() if "%" in line]
+    assert max(map(len, progress)) <= 80
+    names = {line.split()[0] for line in progress}
+    assert names == {"payment-tokens", "fingerprints", "audit"}
+
+
 async def test_a_warning_goes_to_stderr(node: Node, admin: AdminWorld, database: Database) -> None:
     await database.execute("UPDATE cde.encryption_keys SET activated_at = '2020-01-01'")
     async with admin.running():
@@ -130,5 +143,5 @@ async def test_destroy_asks_at_a_terminal_and_a_no_destroys_nothing(
             at_terminal, command, [("Destroy v1 of payment-tokens?", "n")]
         )
     assert status == 1
-    assert "Backups that need it stay shut" in shown
+    assert "Rows that are restored from backups without it stay shut." in shown
     assert node.written == []

@@ -1,9 +1,11 @@
 """Two authorities behind one listener: a device is never a worker, nor a worker a device."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from tests.support.http_world import WORKER_URI, World
 DECRYPT = f"/internal/v1/payment-tokens/{TOKEN}/decrypt"
 AUTHORIZED = f"/internal/v1/payment-tokens/{TOKEN}/authorized"
 SUBMIT = "/api/v1/payment-tokens"
+PATIENCE_S = 10.0
 GOOD = {
     DECRYPT: b'{"purpose": "settlement", "fields": ["expiry"]}',
     AUTHORIZED: b"",
@@ -264,3 +267,35 @@ def bundle(directory: Path, *files: Path) -> Path:
     found.write_bytes(b"".join(file.read_bytes() for file in files))
     assert len(x509.load_pem_x509_certificates(found.read_bytes())) == len(files)
     return found
+
+
+@pytest.mark.parametrize("later", [timedelta(), timedelta(days=2)])
+async def test_a_session_of_tls_1_2_that_is_resumed_is_good_for_as_long_as_its_certificate(
+    listening: Listening, workers: Authority, devices: Authority, later: timedelta
+) -> None:
+    context = listening.home.trusting(workers.issue("w", WORKER_URI))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    clock = listening.world.clock
+
+    def ask(tls: ssl.SSLSocket) -> bytes:
+        head = f"POST {AUTHORIZED} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+        tls.sendall(head.encode())
+        return tls.recv(4096)[9:12]
+
+    def connect(port: int, session: ssl.SSLSession | None) -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+        return context.wrap_socket(plain, server_hostname="127.0.0.1", session=session)
+
+    def twice(port: int) -> tuple[bytes, bytes]:
+        # The first stays open: a session ends with a connection that is not closed as TLS wants it.
+        with connect(port, None) as first:
+            before = ask(first)
+            clock.advance(later.total_seconds())
+            with connect(port, first.session) as second:
+                assert second.session_reused
+                return before, ask(second)
+
+    async with listening.port(workers.path, devices.path) as port:
+        clock.advance((datetime.now(UTC) - clock.now()).total_seconds())
+        answers = await asyncio.to_thread(twice, port)
+    assert answers == (b"200", b"401" if later else b"200")

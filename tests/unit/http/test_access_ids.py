@@ -35,3 +35,13 @@ def test_a_harmless_id_of_a_caller_is_kept(given: str) -> None:
 )
 def test_any_other_is_as_good_as_none(given: str | None) -> None:
     assert valid_id(given) is None
+
+
+@pytest.mark.parametrize("between", "._:/+=-")
+def test_no_separator_makes_a_card_number_an_id(between: str) -> None:
+    assert valid_id(between.join(["x", "4111", "1111", "1111", "1111"])) is None
+
+
+@pytest.mark.parametrize("given", ["127.0.0.1:8080/2026", "5f0c7a52-8a7c-4a51-9f60-0123456789ab"])
+def test_an_address_or_a_uuid_may_be_an_id(given: str) -> None:
+    assert valid_id(given) == given

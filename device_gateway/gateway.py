@@ -23,6 +23,7 @@ REQUEST_TIMEOUT_S: Final = 15.0
 
 REVOKED: Final = "DEVICE_REVOKED"
 OTHER_CERTIFICATE: Final = "the device has another certificate now"
+CERTIFICATE_OVER: Final = "the device's certificate has expired"
 
 log = structlog.get_logger()
 
@@ -49,7 +50,9 @@ class Gateway:
         self._endpoint = endpoint
 
     async def admit(self, device_id: str, certificate_sha256: str) -> Refusal | None:
-        """Refuse a revoked device, and a certificate that is not the one it was given last.
+        """Refuse a revoked device, and a certificate that is over or not the one it was given last.
+
+        TLS has looked at its dates, but not again where a session was resumed.
 
         A device that is not in the registry may connect: it is told DEVICE_UNKNOWN at its first
         request, which a screen can show and a refused connection cannot.
@@ -57,11 +60,12 @@ class Gateway:
         found = await store.admission(self._database, device_id)
         if found is None:
             return None
-        status, expected = found
-        if status == "revoked":
+        if found.status == "revoked":
             return Refusal(REVOKED)
-        if certificate_sha256 != expected:
+        if certificate_sha256 != found.certificate_sha256:
             return Refusal(OTHER_CERTIFICATE)
+        if found.is_over:
+            return Refusal(CERTIFICATE_OVER)
         return None
 
     def receive(

@@ -42,6 +42,18 @@ class DeviceChange:
     certificate_sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a device that connects is judged by: its status, and the certificate it was given last.
+
+    `certificate_sha256` is hex; `is_over` where the certificate's time has ended.
+    """
+
+    status: DeviceStatus
+    certificate_sha256: str
+    is_over: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecord:
     """What serving a device takes, read once when its session activates."""

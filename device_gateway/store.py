@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from device_gateway.model import Device, DeviceChange, DeviceStatus, SessionRecord
+from device_gateway.model import Admission, Device, DeviceChange, DeviceStatus, SessionRecord
 from glamd.crypto import dukpt
 from glamd.db import Connection, Database, Row
 from glamd.payments.counter import CounterWindow
@@ -40,7 +40,10 @@ JOIN cde.device_counters c USING (counter_id)
 JOIN cde.merchants m ON m.merchant_id = d.merchant_id
 WHERE d.device_id = $1
 """
-_ADMISSION: Final = "SELECT status, certificate_sha256 FROM cde.devices WHERE device_id = $1"
+_ADMISSION: Final = """
+SELECT status, certificate_sha256, certificate_expires_at <= now() AS is_over
+FROM cde.devices WHERE device_id = $1
+"""
 _MERCHANT: Final = """
 SELECT EXISTS (SELECT FROM cde.merchants WHERE merchant_id = $1 AND erase_requested_at IS NULL)
 """
@@ -170,10 +173,10 @@ async def session_record(database: Database, device_id: str) -> SessionRecord | 
     )
 
 
-async def admission(database: Database, device_id: str) -> tuple[DeviceStatus, str] | None:
-    """A device's status and the SHA-256 (hex) of the certificate it was given last."""
+async def admission(database: Database, device_id: str) -> Admission | None:
+    """What a device is admitted by, or None where there is no such device."""
     row = await database.fetchrow(_ADMISSION, device_id)
-    return None if row is None else (row["status"], row["certificate_sha256"])
+    return None if row is None else Admission(*row)
 
 
 async def merchant_exists(database: Database, merchant_id: UUID) -> bool:

@@ -7,10 +7,14 @@ order. No HTTP here: what the answer's code is there, `glamd.http` says.
 from typing import Final
 
 from device_gateway import topics, wire
-from device_gateway.gateway import REVOKED, Gateway
+from device_gateway.gateway import CERTIFICATE_OVER, OTHER_CERTIFICATE, REVOKED, Gateway
 from glamd.errors import ForbiddenError, GlamError
 
-CERTIFICATE_REPLACED: Final = "DEVICE_CERTIFICATE_REPLACED"
+_CODES: Final = {
+    REVOKED: REVOKED,
+    OTHER_CERTIFICATE: "DEVICE_CERTIFICATE_REPLACED",
+    CERTIFICATE_OVER: "DEVICE_CERTIFICATE_EXPIRED",
+}
 
 
 class Submissions:
@@ -22,11 +26,12 @@ class Submissions:
     async def admission(self, device_id: str, certificate_sha256: str) -> None:
         """Judge a device by its certificate (hex of its DER's SHA-256) as at an MQTT CONNECT.
 
-        Raises ForbiddenError `DEVICE_REVOKED` or `DEVICE_CERTIFICATE_REPLACED`, UnavailableError.
+        Raises ForbiddenError `DEVICE_REVOKED`, `DEVICE_CERTIFICATE_REPLACED` or
+        `DEVICE_CERTIFICATE_EXPIRED`, UnavailableError.
         """
         refusal = await self._gateway.admit(device_id, certificate_sha256)
         if refusal is not None:
-            code = REVOKED if refusal.reason == REVOKED else CERTIFICATE_REPLACED
+            code = _CODES[refusal.reason]
             told = "the device is revoked" if code == REVOKED else refusal.reason
             raise ForbiddenError(told, code=code)
 

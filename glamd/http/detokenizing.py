@@ -62,7 +62,7 @@ class DecryptBody(Body):
 
 
 class AuthorizedBody(Body):
-    """Nothing: the path says it all."""
+    """Nothing: the path says it all. An empty object is taken, as some clients cannot send less."""
 
 
 class OpenedCard(TypedDict, total=False):
@@ -113,12 +113,9 @@ _AUTHORIZED: Final = Operation(
     tag="Detokenizing",
     summary="Say that the payment is authorized",
     description="Sensitive authentication data (track 2, EMV) is erased now; PAN and expiry stay "
-    "until the token expires. Saying it again is the same. A body is not needed. Each report is an "
+    "until the token expires. Saying it again is the same. There is no body. Each report is an "
     "audit row, committed before it is answered, as every refusal is.",
     params={"token": TOKEN_PARAM},
-    body=AuthorizedBody,
-    body_required=False,
-    body_example={},
     answer=AuthorizedToken,
     example={
         "token": TOKEN_PARAM.example,

@@ -121,6 +121,22 @@ async def test_the_certificate_before_is_cut_off_and_refused_and_the_new_one_is_
         assert (await wire.ask(request(fresh))).ok
 
 
+async def test_a_certificate_whose_time_is_over_is_refused_also_where_tls_did_not_look_again(
+    site: Site,
+) -> None:
+    device = await site.enroll()
+    async with site.wire(device) as wire:
+        assert (await wire.ask(request(device))).ok
+    # To TLS it is as good as ever, as it is where a session is resumed.
+    await site.database.execute(
+        "UPDATE cde.devices SET certificate_expires_at = now() WHERE device_id = $1",
+        device.device_id,
+    )
+    with pytest.raises(aiomqtt.MqttError):
+        async with site.wire(device):
+            pass
+
+
 async def test_a_terminal_under_its_own_certificate_stays_connected_whatever_else_changes(
     site: Site,
 ) -> None:

@@ -183,6 +183,18 @@ async def test_a_revoked_device_is_refused_on_a_connection_that_it_has_already(w
     assert await tokens(way.site) == 1
 
 
+async def test_a_certificate_whose_time_is_over_is_refused_though_its_connection_lives(
+    way: Way,
+) -> None:
+    assert (await way.by_device(request(way.device))).status == 201
+    await way.site.database.execute(
+        "UPDATE cde.devices SET certificate_expires_at = now() WHERE device_id = $1",
+        way.device.device_id,
+    )
+    refused = await way.by_device(request(way.device))
+    assert refused.outcome == (FORBIDDEN, "DEVICE_CERTIFICATE_EXPIRED")
+
+
 async def test_a_certificate_that_was_replaced_is_refused_at_once(way: Way) -> None:
     assert (await way.by_device(request(way.device))).status == 201
     await way.site.database.execute(

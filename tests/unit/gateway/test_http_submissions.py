@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from device_gateway import wire
-from device_gateway.gateway import OTHER_CERTIFICATE, REVOKED, Gateway
+from device_gateway.gateway import CERTIFICATE_OVER, OTHER_CERTIFICATE, REVOKED, Gateway
 from device_gateway.mqtt.gateway import Refusal
 from device_gateway.submissions import Submissions
 from glamd.errors import ForbiddenError, GlamError, UnavailableError
@@ -109,7 +109,11 @@ async def test_a_good_request_goes_to_the_session_as_it_came() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "code"),
-    [(REVOKED, "DEVICE_REVOKED"), (OTHER_CERTIFICATE, "DEVICE_CERTIFICATE_REPLACED")],
+    [
+        (REVOKED, "DEVICE_REVOKED"),
+        (OTHER_CERTIFICATE, "DEVICE_CERTIFICATE_REPLACED"),
+        (CERTIFICATE_OVER, "DEVICE_CERTIFICATE_EXPIRED"),
+    ],
 )
 async def test_a_device_that_the_endpoint_would_not_let_in_is_not_let_in_here(
     reason: str, code: str

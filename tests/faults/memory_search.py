@@ -206,7 +206,6 @@ def _enrolled(daemon: RunDaemon) -> Device:
             *("device", "enroll", "--merchant", made["merchant_id"], "--key-set", KEY_SET),
             *("--ksn", KSN, "--export-initial-key", "--out", str(out)),
         )
-    (daemon.directory / "notify").unlink()  # a supervisor leaves its socket behind
     return device_from(orjson.loads((out / "device.json").read_bytes()), out)
 
 

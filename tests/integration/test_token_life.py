@@ -345,9 +345,10 @@ async def test_no_purge_reads_a_table_from_end_to_end(database: Database) -> Non
         "INSERT INTO cde.payment_tokens (token, merchant_id, device_id, brand, bin, last4,"
         " fingerprint, entry_mode, created_at, expires_at, expired_at)"
         " SELECT 'ptk_' || upper(substr(md5(n::text), 1, 26)), $1, 'd', 'visa', '424242', '4242',"
-        " '\\x00', 'chip', now(), now() - n * interval '1 minute', now()"
+        " '\\x00', 'chip', $2, $2::timestamptz - n * interval '1 minute', $2"
         " FROM generate_series(1, 20000) n",
         merchant_id,
+        NOW,
     )
     async with database.connection() as connection:
         await connection.execute("ANALYZE cde.payment_tokens")
@@ -356,7 +357,7 @@ async def test_no_purge_reads_a_table_from_end_to_end(database: Database) -> Non
             await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
             await connection.execute(life_store._PURGE_ANSWERS, NOW, 1000)
             deleted = await connection.fetchval(
-                life_store._PURGE_METADATA, NOW, timedelta(minutes=19_990), 1000
+                life_store._PURGE_METADATA, NOW, timedelta(minutes=19_990, seconds=30), 1000
             )
             assert deleted == 10
             rows = await connection.fetch(

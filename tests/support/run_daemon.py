@@ -54,7 +54,7 @@ class Supervisor:
         self._socket.shutdown(socket.SHUT_RD)
         self._listener.join(TIMEOUT_S)
         self._socket.close()
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
     def _listen(self) -> None:
         while told := self._socket.recv(4096):

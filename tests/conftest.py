@@ -7,6 +7,7 @@ own conftest, not here.
 
 import asyncio
 import os
+import signal
 from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ IN_CI = os.environ.get("CI") == "true"
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if IN_CI else "default")
+
+# A shell that starts this in the background has SIGINT ignored, which every process that a test
+# starts would inherit, and Ctrl-C is part of what they are asked to understand.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], AbstractEventLoop]]:

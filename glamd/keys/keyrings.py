@@ -25,7 +25,7 @@ from glamd.crypto.aead import Sealer
 from glamd.db import Database
 from glamd.errors import ConfigError, CryptoError, GlamError
 from glamd.keys import store
-from glamd.keys.providers.interface import Providers, within
+from glamd.keys.providers.interface import Providers
 from glamd.keys.store import STATUSES, KeyVersion, NewKey, Schema
 from glamd.keys.version_names import is_name
 
@@ -172,7 +172,7 @@ class Keyring(Generic[K]):
     async def _unwrap(self, row: KeyVersion, wrapped: bytes) -> K:
         provider = self._providers.by_name(row.provider)
         context = _context(row.keyring, row.version)
-        clear = await within(provider, provider.unwrap(wrapped, context=context))
+        clear = await provider.unwrap(wrapped, context=context)
         if len(clear) != KEY_BYTES or not hmac.compare_digest(_kcv(clear), row.kcv):
             raise CryptoError(f"{row.keyring} {row.version} does not fit its check value {row.kcv}")
         return self._make(row.version, clear, row.kcv)
@@ -201,9 +201,9 @@ class Keyring(Generic[K]):
         key = os.urandom(KEY_BYTES)
         provider = self._providers.current
         context = _context(self.name, version)
-        wrapped = await within(provider, provider.wrap(key, context=context))
+        wrapped = await provider.wrap(key, context=context)
         # A provider may be allowed to wrap and not to unwrap; then what is sealed would be lost.
-        again = await within(provider, provider.unwrap(wrapped, context=context))
+        again = await provider.unwrap(wrapped, context=context)
         if not hmac.compare_digest(again, key):
             raise CryptoError(f"the key provider {provider.name} does not give {context} back")
         return NewKey(

@@ -23,7 +23,7 @@ from glamd.keys.key_sets import ceremony, store
 from glamd.keys.key_sets.ceremony import Ceremony, Component
 from glamd.keys.key_sets.store import KeySet, ListedKeySet, StoredKeySet
 from glamd.keys.operations import Operations, Record
-from glamd.keys.providers.interface import KeptBdk, KeyProvider, Providers, within
+from glamd.keys.providers.interface import KeptBdk, KeyProvider, Providers
 from glamd.keys.store import KeyVersion
 
 COUNTER_WINDOW: Final = 1024
@@ -121,7 +121,7 @@ class Keys:
             provider = self._providers.current
             if isinstance(bdk, HsmKey):
                 kept = KeptBdk(hsm_label=bdk.label)
-                kcv = await within(provider, provider.bdk_kcv(bdk.label, scheme=profile.scheme))
+                kcv = await provider.bdk_kcv(bdk.label, scheme=profile.scheme)
             else:
                 clear = await self._entered(bdk, key_set, profile.scheme, actor)
                 kcv = ceremony.key_check_value(clear, profile.scheme)
@@ -259,11 +259,8 @@ class Keys:
         if found.status != "active":
             raise _unknown()
         provider = self._providers.by_name(found.provider)
-        key = await within(
-            provider,
-            provider.initial_key(
-                stored.bdk, scheme=found.profile.scheme, ksn=ksn, context=_context(key_set)
-            ),
+        key = await provider.initial_key(
+            stored.bdk, scheme=found.profile.scheme, ksn=ksn, context=_context(key_set)
         )
         return DeviceKey(found.profile, found.reader, key)
 
@@ -282,11 +279,11 @@ class Keys:
 
 async def _kept(provider: KeyProvider, bdk: bytes, scheme: str, context: str) -> KeptBdk:
     """The BDK as the provider keeps it; CryptoError where it does not derive from it then."""
-    kept = await within(provider, provider.keep_bdk(bdk, scheme=scheme, context=context))
+    kept = await provider.keep_bdk(bdk, scheme=scheme, context=context)
     # A provider may be allowed to wrap and not to unwrap, and who typed the components goes home.
     ksn = bytes(dukpt.ksn_length_bytes(scheme))
-    derive = provider.initial_key(kept, scheme=scheme, ksn=ksn, context=context)
-    if not hmac.compare_digest(await within(provider, derive), dukpt.initial_key(scheme, bdk, ksn)):
+    derived = await provider.initial_key(kept, scheme=scheme, ksn=ksn, context=context)
+    if not hmac.compare_digest(derived, dukpt.initial_key(scheme, bdk, ksn)):
         raise CryptoError(f"the key provider {provider.name} does not derive from {context}")
     return kept
 

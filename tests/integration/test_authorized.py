@@ -20,13 +20,12 @@ from glamd.errors import (
 )
 from glamd.keys.keyrings import Keyrings
 from glamd.payments import store
-from glamd.payments.audit import Audit
-from glamd.payments.audit_chain import AuditEntry
 from glamd.payments.cipher import associated_data, sensitive_associated_data
 from glamd.payments.detokenize import Detokenizer
 from glamd.payments.life import store as life_store
 from glamd.payments.model import DECRYPT_FIELDS, Grant, Look, SealedToken
 from glamd.payments.tokens import Tokens
+from tests.support.kept_audit import KeptAudit
 from tests.support.keys import load_keyrings
 from tests.support.settable_clock import SettableClock
 from tests.support.stored_tokens import put_merchant, put_token
@@ -37,31 +36,13 @@ TRACK2 = ";4242424242424242=4912?"
 CARD = {"pan": "4242424242424242", "expiry": "4912"}
 
 
-class Rows(Audit):
-    """Keeps the entries, or refuses them."""
-
-    def __init__(self) -> None:
-        self.entries: list[AuditEntry] = []
-        self.fails = False
-
-    def append(self, entry: AuditEntry) -> asyncio.Future[None]:
-        """Commit at once."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self.fails:
-            future.set_exception(UnavailableError("The audit row cannot be written."))
-        else:
-            self.entries.append(entry)
-            future.set_result(None)
-        return future
-
-
 class World:
     """A token with sensitive data, and a detokenizer over it."""
 
     def __init__(self, database: Database, keyrings: Keyrings) -> None:
         self.database = database
         self.clock = SettableClock(NOW)
-        self.audit = Rows()
+        self.audit = KeptAudit()
         self.key = keyrings.payment_tokens.active
         self.merchant_id = UUID(int=0)
         self.token = ""

@@ -1,6 +1,5 @@
 """The detokenizer's own rules: what is asked in which order, counted, recorded and wiped."""
 
-import asyncio
 from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -22,11 +21,11 @@ from glamd.errors import (
     UnavailableError,
 )
 from glamd.keys.keyrings import DataKey, Keyring
-from glamd.payments.audit import Audit
 from glamd.payments.audit_chain import AuditEntry
 from glamd.payments.cipher import associated_data, sensitive_associated_data
 from glamd.payments.detokenize import DAMAGED, Detokenizer
 from glamd.payments.model import SENSITIVE_FIELDS, Grant, Look, SealedToken
+from tests.support.kept_audit import KeptAudit
 from tests.support.settable_clock import SettableClock
 
 MERCHANT = UUID("6f1d0a52-5b0e-4a54-9f0a-0d7c0a1f2b3c")
@@ -102,29 +101,6 @@ class OneToken(Database):
         return SealedToken(*self.row) if self.row is not None and token == TOKEN else None
 
 
-class Rows(Audit):
-    """Keeps the entries, or refuses them."""
-
-    def __init__(self) -> None:
-        self.entries: list[AuditEntry] = []
-        self.fails = False
-
-    def append(self, entry: AuditEntry) -> asyncio.Future[None]:
-        """Commit at once."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self.fails:
-            future.set_exception(UnavailableError("The audit row cannot be written."))
-        else:
-            self.entries.append(entry)
-            future.set_result(None)
-        return future
-
-    @property
-    def outcomes(self) -> list[str]:
-        """What came of each attempt."""
-        return [entry.outcome for entry in self.entries]
-
-
 class Stage:
     """A detokenizer with everything around it in the test's hands."""
 
@@ -133,7 +109,7 @@ class Stage:
         self.sealer = WatchedSealer()
         self.keyring = OneKey(self.sealer)
         self.database = OneToken()
-        self.audit = Rows()
+        self.audit = KeptAudit()
         self.detokenizer = Detokenizer(
             self.database,
             find=self.database.find,

@@ -108,7 +108,8 @@ async def test_a_dump_that_runs_keeps_no_month_of_the_log_from_being_made(
             assert await auditing.make_partition(connection, date(2101, 1, 1))
     parents, children = await database.fetch(
         "SELECT relname, relkind, pg_get_expr(relpartbound, oid), "
-        " (SELECT array_agg(contype::text || conkey::text ORDER BY 1) FROM pg_constraint"
+        " (SELECT array_agg(made ORDER BY made) FROM pg_constraint,"
+        "   LATERAL (SELECT contype::text || conkey::text AS made) AS one"
         "  WHERE conrelid = c.oid AND contype <> 'n')"
         " FROM pg_class c WHERE relname IN ('decrypt_audit_log', 'decrypt_audit_log_2101_01')"
         " ORDER BY relname"

@@ -80,8 +80,14 @@ class PostgresServer:
         return urlunsplit(parts._replace(netloc=f"{DAEMON_LOGIN}:{password}@{place}"))
 
     def drop_database(self, url: str) -> None:
-        """Drop a database, with the sessions that are still on it."""
-        self.execute(self.url, f'DROP DATABASE IF EXISTS "{database_name(url)}" WITH (FORCE)')
+        """Drop a database, with the sessions that are still on it.
+
+        By an administrator: nobody else may end an autovacuum worker that is at work in it.
+        """
+        self.execute(
+            self._admin_url or self.url,
+            f'DROP DATABASE IF EXISTS "{database_name(url)}" WITH (FORCE)',
+        )
 
     def stop(self) -> None:
         """Drop what was made for all tests, and stop the server if it is ours."""

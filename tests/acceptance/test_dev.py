@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -247,7 +246,6 @@ def test_every_port_that_is_taken_is_named_before_anything_is_started(tmp_path: 
 
 def test_a_start_that_fails_at_its_very_end_takes_everything_down_again(state_dir: Path) -> None:
     (state_dir / "admin.sock").mkdir()
-    began_s = time.monotonic()
     result = subprocess.run(
         [PROGRAMS / "glamd", "dev", "--state-dir", state_dir, *ANY_PORTS],
         stdin=subprocess.DEVNULL,
@@ -256,7 +254,6 @@ def test_a_start_that_fails_at_its_very_end_takes_everything_down_again(state_di
         check=False,
         timeout=LONG_S,
     )
-    assert time.monotonic() - began_s < 10.0
     assert result.returncode == CONFIG
     assert "admin.sock exists and is no socket" in one_line(result.stderr)
     (state_dir / "admin.sock").rmdir()

@@ -204,7 +204,9 @@ async def test_one_that_took_the_session_over_gets_time_to_use_it(
     version: Version,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(terminal_module, "TAKEN_OVER_PAUSE_S", 0.4)
+    # 3.1.1 cannot say why it closed, so there the pause is the ordinary one: this one has no end.
+    pause_s = 0.4 if version is Version.V5 else TIMEOUT_S * 100
+    monkeypatch.setattr(terminal_module, "TAKEN_OVER_PAUSE_S", pause_s)
     monkeypatch.setattr(terminal_module, "RECONNECT_FIRST_S", 0.01)
     loop = asyncio.get_running_loop()
     watcher = Watcher()
@@ -216,8 +218,7 @@ async def test_one_that_took_the_session_over_gets_time_to_use_it(
         server.cut()
         await server.until(lambda: len(server.connects) == 2)
         waited_s = loop.time() - started_s
-    # 3.1.1 cannot say why it closed, so there the pause is the ordinary one.
-    assert (waited_s >= 0.4) == (version is Version.V5)
+    assert waited_s >= 0.4 or version is not Version.V5
     assert watcher.endings[0].taken_over == (version is Version.V5)
 
 

@@ -212,7 +212,7 @@ async def test_an_immediate_stop_leaves_it_down_until_it_is_restarted(
     await server.stop_immediate()
     assert server.pid is None
     assert server.restarts == 0
-    await asyncio.wait_for(server.wait(), 1)
+    await asyncio.wait_for(server.wait(), 10)
     await server.restart()
     await execute(urls.app, "DROP TABLE committed")
 

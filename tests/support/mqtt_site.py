@@ -34,7 +34,7 @@ from device_gateway.mqtt.endpoint import Endpoint, EndpointLimits, Refusal
 from tests.support.mqtt_tls import Authority
 from tests.support.settable_clock import SettableClock
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 POLL_S = 0.002
 
 

@@ -694,7 +694,7 @@ async def test_a_drain_with_a_handler_that_does_not_end_is_over_in_time(
             return world.desk.at_work == 1
 
         await eventually(is_begun)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(10):
             await consumers.stop(0.05)
     assert world.desk.at_work == 0
 

@@ -196,7 +196,7 @@ async def test_while_nats_is_away_rows_wait_and_writers_do_not(
             assert lag["glam"].oldest_s > 0
             assert lag["glam"].sent_here
             # A drain does not wait for it either.
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(4):
                 await sender.stop(5)
             await server.restart()
             await until_published(database)
@@ -657,5 +657,5 @@ async def test_a_stop_sends_what_was_committed_before(
 
 async def test_a_stop_that_cannot_succeed_ends_with_its_time(bus: Bus, database: Database) -> None:
     sender = relay_of(bus, database)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         await sender.stop(0.05)  # nothing runs that could send

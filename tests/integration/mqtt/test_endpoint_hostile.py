@@ -220,7 +220,7 @@ async def test_pings_that_nobody_reads_the_answers_of_stop_being_read(authority:
         def cut() -> bool:
             if bad._writer.transport.get_write_buffer_size() == 0:
                 bad.send_bytes(pings)
-            site.clock.advance(0.05)
+            site.clock.advance(0.5)
             return site.gateway.events[-1] == "pos-2 slow_reader"
 
         await until(cut)

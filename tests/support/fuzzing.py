@@ -2,14 +2,20 @@
 
 The document is the judge: an answer that it does not have (status, content type, shape, header) is
 a finding, and so is wrong data that is taken or right data that is refused. Everything is seeded.
+
+It runs in a process of its own: warnings that are errors, the recursion limit and connections that
+only the garbage collector closes are then nobody's but its own.
 """
 
 import copy
-import gc
+import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -76,6 +82,22 @@ Operation = Mapping[str, Any]
 Case: TypeAlias = schemathesis.Case[Any]
 
 
+def _everything(_: Operation) -> bool:
+    return True
+
+
+def _with(scheme: str, operation: Operation) -> bool:
+    return any(scheme in each for each in operation["security"])
+
+
+def _with_nothing(operation: Operation) -> bool:
+    return not operation["security"]
+
+
+def _of_workers(operation: Operation) -> bool:
+    return _with("workerCertificate", operation) or "Health" in operation["tags"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
     """Somebody who asks: where, as whom, and for which operations."""
@@ -86,7 +108,7 @@ class Asker:
     certificate: Path | None = None
     key: Path | None = None
     server_ca: Path | None = None
-    asks: Callable[[Operation], bool] = lambda _: True
+    asks: Callable[[Operation], bool] = _everything
 
 
 @dataclass(slots=True)
@@ -130,18 +152,12 @@ def everybody(
             certificate=certificate,
             key=key,
             server_ca=server_ca,
-            asks=lambda operation: (
-                _with("workerCertificate")(operation) or "Health" in operation["tags"]
-            ),
+            asks=_of_workers,
         ),
-        Asker(name="nobody", url=api_url, asks=lambda operation: not operation["security"]),
-        Asker(name="client", url=api_url, headers=client, asks=_with("clientToken")),
-        Asker(name="internal", url=api_url, headers=internal, asks=_with("internalToken")),
+        Asker(name="nobody", url=api_url, asks=_with_nothing),
+        Asker(name="client", url=api_url, headers=client, asks=partial(_with, "clientToken")),
+        Asker(name="internal", url=api_url, headers=internal, asks=partial(_with, "internalToken")),
     )
-
-
-def _with(scheme: str) -> Callable[[Operation], bool]:
-    return lambda operation: any(scheme in each for each in operation["security"])
 
 
 def strict(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,32 +183,43 @@ def _close(part: object) -> None:
 
 def fuzz(
     document: Mapping[str, Any],
-    asker: Asker,
+    askers: Iterable[Asker],
     *,
     real: Mapping[str, Sequence[str]],
     cases: int,
     seed: int,
 ) -> Findings:
-    """Ask every operation that is the asker's: each boundary once, and `cases` drawn ones.
+    """Ask, one asker after the other, all their operations: each boundary once, `cases` drawn ones.
 
     `real` are values that exist, by the name of the parameter or of the body's field.
     """
+    found = Findings()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own_process:
+        for asker in askers:
+            asking = own_process.submit(_fuzz, document, asker, real, cases, seed)
+            found.add(asking.result())
+    return found
+
+
+def _fuzz(
+    document: Mapping[str, Any],
+    asker: Asker,
+    real: Mapping[str, Sequence[str]],
+    cases: int,
+    seed: int,
+) -> Findings:
     schema = schemathesis.openapi.from_dict(strict(document), config=_config(asker, cases, seed))
     schema.hook("map_case")(_with_real(real))
     schema.hook("filter_failure")(_is_finding)
     found = Findings()
-    try:
-        for event in from_schema(schema.include(operation_id=_asked(document, asker))).execute():
-            if isinstance(event, events.ScenarioFinished):
-                _note(event, asker, found)
-            elif isinstance(event, events.NonFatalError):
-                found.failures.append(f"{asker.name}: {event.label}: {event.info.message}")
-            elif isinstance(event, events.FatalError):
-                raise event.exception
-    finally:
-        # Its connections are closed with its session, which it leaves to the garbage collector; a
-        # listener that stops would wait for them.
-        gc.collect()
+    for event in from_schema(schema.include(operation_id=_asked(document, asker))).execute():
+        if isinstance(event, events.ScenarioFinished):
+            _note(event, asker, found)
+        elif isinstance(event, events.NonFatalError):
+            told = "".join(traceback.format_exception(event.value))
+            found.failures.append(f"{asker.name}: {event.label}: {event.info.message}\n{told}")
+        elif isinstance(event, events.FatalError):
+            raise event.exception
     return found
 
 

@@ -46,7 +46,7 @@ async def test_the_page_has_its_own_policy_in_place_of_that_of_every_other_answe
         assert "script-src" not in response.headers["Content-Security-Policy"]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_no_answer_of_either_listener_is_one_that_the_document_does_not_have(
     site: Site,
 ) -> None:

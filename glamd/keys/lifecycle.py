@@ -130,19 +130,13 @@ class KeyLife:
         """
         async with self._recorded("keys.retire", self._subject(keyring, version), actor):
             ring = self._ring(keyring)
-            found = await self._found(ring, version)
-            _want(found, "decrypt-only", "retired")
-            job = self._jobs.get(keyring)
-            if job is None:
-                raise _not_retirable(keyring)
+            _want(await self._found(ring, version), _RETIRE)
+            job = self._job(keyring)
             # Asked twice: first without a lock, so that a refusal holds up nobody.
             async with ring.database.transaction() as connection:
                 in_use = await _using(connection, job, version)
-            if not in_use:
-                in_use = await self._retire(ring, job, version, actor)
-            if in_use:
-                await self._begin(ring)
-                raise _in_use(version, in_use)
+            await self._want_unused(ring, version, in_use)
+            await self._end(ring, job, version, _RETIRE, actor)
         await self._reload(ring)
         log.info("key_retired", keyring=keyring, version=version, actor=actor)
         return await self._found(ring, version)
@@ -154,14 +148,8 @@ class KeyLife:
         """
         async with self._recorded("keys.destroy", self._subject(keyring, version), actor):
             ring = self._ring(keyring)
-            _want(await self._found(ring, version), "retired", "destroyed")
-            job = self._jobs.get(keyring)
-            if job is None:
-                raise _not_retirable(keyring)
-            in_use = await self._destroy(ring, job, version, actor)
-            if in_use:
-                await self._begin(ring)
-                raise _in_use(version, in_use)
+            _want(await self._found(ring, version), _DESTROY)
+            await self._end(ring, self._job(keyring), version, _DESTROY, actor)
         await self._reload(ring)
         log.warning("key_destroyed", keyring=keyring, version=version, actor=actor)
         return await self._found(ring, version)
@@ -227,35 +215,29 @@ class KeyLife:
         log.info("key_rotated", keyring=ring.name, version=key.version, kcv=key.kcv, actor=actor)
         return made
 
-    async def _retire(self, ring: AnyKeyring, job: Job, version: str, actor: str) -> int:
-        """Retire it unless rows need it; how many do."""
+    async def _end(
+        self, ring: AnyKeyring, job: Job, version: str, ending: "_Ending", actor: str
+    ) -> None:
+        """Take the version so far, unless rows need it."""
         async with ring.database.transaction() as connection:
-            # From here on whoever would seal with it waits, and then learns that it is retired.
+            # From here on whoever would seal with it waits, and then learns that it has ended.
             locked = await store.lock_version(connection, ring.schema, ring.name, version)
-            _want(_there(locked), "decrypt-only", "retired")
+            _want(_there(locked), ending)
             in_use = await _using(connection, job, version)
             if not in_use:
                 at = self._clock.now()
-                await store.retire(connection, ring.schema, ring.name, version, at=at)
-                await self._done("keys.retire", f"{ring.name}:{version}", actor)
-        return in_use
+                await store.end(connection, ring.schema, ring.name, version, ending.after, at=at)
+                await self._done(ending.action, f"{ring.name}:{version}", actor)
+        await self._want_unused(ring, version, in_use)
 
-    async def _destroy(self, ring: AnyKeyring, job: Job, version: str, actor: str) -> int:
-        """Destroy it unless rows need it; how many do."""
-        async with ring.database.transaction() as connection:
-            locked = await store.lock_version(connection, ring.schema, ring.name, version)
-            _want(_there(locked), "retired", "destroyed")
-            in_use = await _using(connection, job, version)
-            if not in_use:
-                at = self._clock.now()
-                await store.destroy(connection, ring.schema, ring.name, version, at=at)
-                await self._done("keys.destroy", f"{ring.name}:{version}", actor)
-        return in_use
-
-    async def _begin(self, ring: AnyKeyring) -> None:
+    async def _want_unused(self, ring: AnyKeyring, version: str, in_use: int) -> None:
+        """Refuse where rows need the version, and have their re-encryption start again."""
+        if not in_use:
+            return
         async with ring.database.transaction() as connection:
             await store.resume_reencryption(connection, ring.schema, ring.name)
         self._wake(ring.name)
+        raise _in_use(version, in_use)
 
     def _wake(self, keyring: str) -> None:
         job = self._jobs.get(keyring)
@@ -313,6 +295,12 @@ class KeyLife:
         if warned is None or now - warned >= WARN_EVERY:
             self._warned[keyring, active.version] = now
             log.warning("key_cryptoperiod_over", keyring=keyring, version=active.version)
+
+    def _job(self, keyring: str) -> Job:
+        job = self._jobs.get(keyring)
+        if job is None:
+            raise _not_retirable(keyring)
+        return job
 
     def _ring(self, name: str) -> AnyKeyring:
         ring = self._keyrings.get(name)
@@ -376,10 +364,23 @@ def _there(found: KeyVersion | None) -> KeyVersion:
     return found
 
 
-def _want(found: KeyVersion, status: store.KeyStatus, wanted_for: str) -> None:
-    if found.status != status:
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """A step at the end of a version's life, which no row may need."""
+
+    action: str
+    before: store.KeyStatus
+    after: store.EndStatus
+
+
+_RETIRE: Final = _Ending("keys.retire", "decrypt-only", "retired")
+_DESTROY: Final = _Ending("keys.destroy", "retired", "destroyed")
+
+
+def _want(found: KeyVersion, ending: _Ending) -> None:
+    if found.status != ending.before:
         raise ConflictError(
-            f"Only a version that is {status} can be {wanted_for}; {found.version} is"
+            f"Only a version that is {ending.before} can be {ending.after}; {found.version} is"
             f" {found.status}.",
             code="KEY_STATUS",
             fields=(FieldError("version", f"it is {found.status}"),),

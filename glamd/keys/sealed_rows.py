@@ -1,15 +1,20 @@
 """What the owners of sealed rows implement, so that keys can be replaced under them.
 
 Tables, columns and what a row is bound to are the owners' own: nothing here knows a card or a
-token. Rows are named by where they lie, in pages of a table or of one of its partitions.
+token. Rows are named by where they lie, in pages of a table or of one of its partitions. That a row
+names its version in a column `key_version` is the same for all, and so is how they are counted.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from glamd.db import Connection
 from glamd.keys.keyrings import DataKey
+
+_COUNT_UP_TO: Final = """
+SELECT count(*) FROM (SELECT FROM {table} WHERE key_version {comparison} $1 LIMIT $2) found
+"""
 
 
 class SealedRow(Protocol):
@@ -56,6 +61,28 @@ class CountedRows(Protocol):
         self, connection: Connection, target: str, *, limit: int, timeout_s: float
     ) -> int:
         """How many rows are not sealed with `target`, counted up to `limit`."""
+
+
+class TableOfSealedRows:
+    """`CountedRows` of one table, with its partitions; it is named as SQL names it."""
+
+    def __init__(self, table: str) -> None:
+        self._using = _COUNT_UP_TO.format(table=table, comparison="=")
+        self._stale = _COUNT_UP_TO.format(table=table, comparison="<>")
+
+    async def using(
+        self, connection: Connection, version: str, *, limit: int, timeout_s: float
+    ) -> int:
+        """How many rows are sealed with this version, in one snapshot, up to `limit`."""
+        found: int = await connection.fetchval(self._using, version, limit, timeout_s=timeout_s)
+        return found
+
+    async def stale(
+        self, connection: Connection, target: str, *, limit: int, timeout_s: float
+    ) -> int:
+        """How many rows are not sealed with `target`, in one snapshot, up to `limit`."""
+        found: int = await connection.fetchval(self._stale, target, limit, timeout_s=timeout_s)
+        return found
 
 
 class SealedRows(CountedRows, Protocol[R]):

@@ -11,6 +11,7 @@ from typing import Final, Literal, cast, get_args
 from glamd.db import Connection, Database, Row
 
 KeyStatus = Literal["active", "decrypt-only", "retired", "destroyed"]
+EndStatus = Literal["retired", "destroyed"]
 STATUSES: Final[tuple[KeyStatus, ...]] = get_args(KeyStatus)
 Schema = Literal["cde", "glam"]
 """Whose data keys: those of card data, or those of the rest, perhaps on another server."""
@@ -60,15 +61,17 @@ _DEMOTE: Final = _both("""
 UPDATE {schema}.encryption_keys SET status = 'decrypt-only'
 WHERE keyring = $1 AND status = 'active'
 """)
-_RETIRE: Final = _both("""
+_END: Final[dict[EndStatus, dict[Schema, str]]] = {
+    "retired": _both("""
 UPDATE {schema}.encryption_keys SET status = 'retired', retired_at = $3
 WHERE keyring = $1 AND version = $2
-""")
-_DESTROY: Final = _both("""
+"""),
+    "destroyed": _both("""
 UPDATE {schema}.encryption_keys
 SET status = 'destroyed', destroyed_at = $3, wrapped_key = NULL
 WHERE keyring = $1 AND version = $2
-""")
+"""),
+}
 
 _LENGTHEN: Final = "SELECT set_config('statement_timeout', $1, true)"
 
@@ -220,18 +223,17 @@ async def replace_active(
     return _version(row)
 
 
-async def retire(
-    connection: Connection, schema: Schema, keyring: str, version: str, *, at: datetime
+async def end(
+    connection: Connection,
+    schema: Schema,
+    keyring: str,
+    version: str,
+    status: EndStatus,
+    *,
+    at: datetime,
 ) -> None:
-    """No row may be sealed with it any more; what it sealed still opens."""
-    await connection.execute(_RETIRE[schema], keyring, version, at)
-
-
-async def destroy(
-    connection: Connection, schema: Schema, keyring: str, version: str, *, at: datetime
-) -> None:
-    """Erase the wrapped key."""
-    await connection.execute(_DESTROY[schema], keyring, version, at)
+    """Retired: no row may be sealed with it any more. Destroyed: its wrapped key is erased."""
+    await connection.execute(_END[status][schema], keyring, version, at)
 
 
 async def lengthen(connection: Connection, timeout_s: int) -> None:

@@ -10,15 +10,16 @@ from typing import Final
 from glamd.credentials import sealing
 from glamd.credentials.resealing import store
 from glamd.credentials.resealing.store import SecretRow
-from glamd.db import Connection, Database
+from glamd.db import Database
 from glamd.keys.keyrings import DataKey
-from glamd.keys.sealed_rows import Part, Span
+from glamd.keys.sealed_rows import Part, Span, TableOfSealedRows
 
 
-class PlatformTokenRows:
+class PlatformTokenRows(TableOfSealedRows):
     """`SealedRows` of the keyring platform-tokens."""
 
     def __init__(self, database: Database) -> None:
+        super().__init__(store.TABLE)
         self._database: Final = database
 
     async def parts(self) -> Sequence[Part]:
@@ -43,15 +44,3 @@ class PlatformTokenRows:
     ) -> int:
         """Put the new in place of the old where nothing has changed meanwhile; how many were."""
         return await store.write(self._database, changes, target)
-
-    async def using(
-        self, connection: Connection, version: str, *, limit: int, timeout_s: float
-    ) -> int:
-        """How many rows are sealed with this version, in one snapshot, up to `limit`."""
-        return await store.using(connection, version, limit, timeout_s)
-
-    async def stale(
-        self, connection: Connection, target: str, *, limit: int, timeout_s: float
-    ) -> int:
-        """How many rows are not sealed with `target`, up to `limit`."""
-        return await store.stale(connection, target, limit, timeout_s)

@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from glamd.credentials.model import Platform
-from glamd.db import Connection, Database
+from glamd.db import Database
 from glamd.keys.sealed_rows import Part, Span
 
 TABLE: Final = "glam.platform_tokens"
@@ -40,12 +40,6 @@ UPDATE glam.platform_tokens t
 SET key_version = $1, ciphertext = n.ciphertext
 FROM n JOIN free USING (token_id)
 WHERE t.token_id = n.token_id AND t.key_version = n.version AND t.ciphertext = n.old
-"""
-_USING: Final = """
-SELECT count(*) FROM (SELECT FROM glam.platform_tokens WHERE key_version = $1 LIMIT $2) found
-"""
-_STALE: Final = """
-SELECT count(*) FROM (SELECT FROM glam.platform_tokens WHERE key_version <> $1 LIMIT $2) found
 """
 
 
@@ -97,15 +91,3 @@ async def write(
         [new.ciphertext for _, new in changes],
     )
     return int(tag.rpartition(" ")[2])
-
-
-async def using(connection: Connection, version: str, limit: int, timeout_s: float) -> int:
-    """How many rows are sealed with this version, up to `limit`."""
-    found: int = await connection.fetchval(_USING, version, limit, timeout_s=timeout_s)
-    return found
-
-
-async def stale(connection: Connection, target: str, limit: int, timeout_s: float) -> int:
-    """How many rows are sealed with another version, up to `limit`."""
-    found: int = await connection.fetchval(_STALE, target, limit, timeout_s=timeout_s)
-    return found

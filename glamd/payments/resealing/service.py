@@ -7,19 +7,20 @@ tokens stands here: one that has expired is sealed anew like any other until it 
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from glamd.db import Connection, Database
+from glamd.db import Database
 from glamd.errors import InternalError
 from glamd.keys.keyrings import DataKey
-from glamd.keys.sealed_rows import Part, Span
+from glamd.keys.sealed_rows import Part, Span, TableOfSealedRows
 from glamd.payments.cipher import associated_data, sensitive_associated_data
 from glamd.payments.resealing import store
 from glamd.payments.resealing.store import SecretRow
 
 
-class PaymentTokenRows:
+class PaymentTokenRows(TableOfSealedRows):
     """`SealedRows` of the keyring payment-tokens."""
 
     def __init__(self, database: Database) -> None:
+        super().__init__(store.TABLE)
         self._database: Final = database
 
     async def parts(self) -> Sequence[Part]:
@@ -67,18 +68,6 @@ class PaymentTokenRows:
             if await self._is_there(span):
                 raise
             return 0
-
-    async def using(
-        self, connection: Connection, version: str, *, limit: int, timeout_s: float
-    ) -> int:
-        """How many rows are sealed with this version, in one snapshot, up to `limit`."""
-        return await store.using(connection, version, limit, timeout_s)
-
-    async def stale(
-        self, connection: Connection, target: str, *, limit: int, timeout_s: float
-    ) -> int:
-        """How many rows are not sealed with `target`, up to `limit`."""
-        return await store.stale(connection, target, limit, timeout_s)
 
     async def _is_there(self, span: Span) -> bool:
         """Whether the partition was not dropped meanwhile, with all that was in it."""

@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from glamd.db import Connection, Database
+from glamd.db import Database
 from glamd.keys.sealed_rows import Part, Span
 
-_PARTS: Final = """
+TABLE: Final = "cde.token_secrets"
+
+_PARTS: Final = f"""
 SELECT format('%I.%I', n.nspname, c.relname) AS name,
        coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::bigint AS pages
-FROM pg_partition_tree('cde.token_secrets') t
+FROM pg_partition_tree('{TABLE}') t
 JOIN pg_class c ON c.oid = t.relid
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE t.isleaf
-"""
+"""  # noqa: S608 - our own constant
 _COUNT: Final = """
 SELECT count(*) FROM {part} WHERE ctid >= $1 AND ctid < $2 AND key_version <> $3
 """
@@ -49,12 +51,6 @@ FROM unnest($2::tid[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[], $7::by
 WHERE s.ctid = n.place AND s.key_version = n.version AND s.card_ciphertext = n.old_card
   AND s.sensitive_ciphertext IS NOT DISTINCT FROM n.old_sensitive
   AND (SELECT count(*) FROM usable) > 0
-"""
-_USING: Final = """
-SELECT count(*) FROM (SELECT FROM cde.token_secrets WHERE key_version = $1 LIMIT $2) found
-"""
-_STALE: Final = """
-SELECT count(*) FROM (SELECT FROM cde.token_secrets WHERE key_version <> $1 LIMIT $2) found
 """
 
 
@@ -107,15 +103,3 @@ async def write(
             [new.sensitive_ciphertext for _, new in changes],
         )
     return int(tag.rpartition(" ")[2])
-
-
-async def using(connection: Connection, version: str, limit: int, timeout_s: float) -> int:
-    """How many rows are sealed with this version, up to `limit`."""
-    found: int = await connection.fetchval(_USING, version, limit, timeout_s=timeout_s)
-    return found
-
-
-async def stale(connection: Connection, target: str, limit: int, timeout_s: float) -> int:
-    """How many rows are sealed with another version, up to `limit`."""
-    found: int = await connection.fetchval(_STALE, target, limit, timeout_s=timeout_s)
-    return found

@@ -1,6 +1,6 @@
 """An audit that keeps its entries in memory, for tests that are about who writes them.
 
-The real one, on a real PostgreSQL, is tried in `tests/integration/test_audit.py`.
+The real one, on a real PostgreSQL, is tried in `tests/integration/audit/`.
 """
 
 import asyncio

@@ -24,35 +24,11 @@ from glamd.payments import store as payments
 from glamd.payments.model import SealedToken
 from glamd.payments.resealing.service import PaymentTokenRows
 from glamd.payments.resealing.store import SecretRow
-from tests.support.keys import local_provider
 from tests.support.postgres import eventually, execute
 from tests.support.sealed_rows import Node, read_token, seal_tokens, start_node, versions_of
 from tests.support.settable_clock import SettableClock
 
 PATIENCE_S = 10.0
-
-
-@pytest.fixture
-async def database_url(module_database_url: str) -> str:
-    """One database for all tests here, without keys and tokens: much cheaper than one each."""
-    await execute(
-        module_database_url,
-        "DELETE FROM cde.encryption_keys; DELETE FROM cde.reencryptions; DELETE FROM cde.key_sets;"
-        " DELETE FROM cde.payment_tokens; TRUNCATE cde.token_secrets",
-    )
-    return module_database_url
-
-
-@pytest.fixture
-def providers(tmp_path: Path) -> Providers:
-    """The key provider of this test's database."""
-    return local_provider(tmp_path)
-
-
-@pytest.fixture
-async def node(database: Database, providers: Providers) -> Node:
-    """A node that is not started to work by itself."""
-    return await start_node(database, providers)
 
 
 async def target_of(database: Database) -> str:

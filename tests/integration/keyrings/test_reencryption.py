@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
@@ -18,8 +17,7 @@ from glamd.keys.sealed_rows import Span
 from glamd.payments.cipher import sensitive_associated_data
 from glamd.payments.resealing.service import PaymentTokenRows
 from glamd.payments.resealing.store import SecretRow
-from tests.support.keys import local_provider
-from tests.support.postgres import eventually, execute
+from tests.support.postgres import eventually
 from tests.support.sealed_rows import (
     CARD,
     SENSITIVE,
@@ -31,29 +29,6 @@ from tests.support.sealed_rows import (
 )
 
 TOKENS = 1500
-
-
-@pytest.fixture
-async def database_url(module_database_url: str) -> str:
-    """One database for all tests here, without keys and tokens: much cheaper than one each."""
-    await execute(
-        module_database_url,
-        "DELETE FROM cde.encryption_keys; DELETE FROM cde.reencryptions;"
-        " TRUNCATE cde.token_secrets",
-    )
-    return module_database_url
-
-
-@pytest.fixture
-def providers(tmp_path: Path) -> Providers:
-    """The key provider of this test's database."""
-    return local_provider(tmp_path)
-
-
-@pytest.fixture
-async def node(database: Database, providers: Providers) -> Node:
-    """A node that is not started to work by itself."""
-    return await start_node(database, providers)
 
 
 class HeldRows(PaymentTokenRows):
@@ -78,6 +53,18 @@ class HeldRows(PaymentTokenRows):
         return await super().write(span, changes, target=target)
 
 
+async def held_up(
+    database: Database, providers: Providers, *, free: int
+) -> tuple[HeldRows, "asyncio.Task[None]"]:
+    """Another node at work, which has come so many commits far and stops before the next."""
+    rows = HeldRows(database, free=free)
+    other = await start_node(database, providers, rows=rows)
+    task = asyncio.create_task(other.job.work())
+    async with asyncio.timeout(10):
+        await rows.held.wait()
+    return rows, task
+
+
 async def cancelled(task: "asyncio.Task[None]") -> None:
     """Kill it where it is."""
     task.cancel()
@@ -99,11 +86,7 @@ async def test_a_job_that_is_killed_between_read_and_commit_is_resumed_and_loses
 ) -> None:
     names = await seal_tokens(database, node.keyrings.payment_tokens.active, TOKENS)
     await node.life.rotate(PAYMENT_TOKENS, actor="op")
-    rows = HeldRows(database, free=1)
-    killed = await start_node(database, providers, rows=rows)
-    task = asyncio.create_task(killed.job.work())
-    async with asyncio.timeout(10):
-        await rows.held.wait()
+    _, task = await held_up(database, providers, free=1)
     await cancelled(task)
     half = await versions_of(database)
     assert 0 < half["v2"] < TOKENS
@@ -144,11 +127,7 @@ async def test_two_nodes_do_not_work_at_the_same_time(
 ) -> None:
     await seal_tokens(database, node.keyrings.payment_tokens.active, TOKENS)
     await node.life.rotate(PAYMENT_TOKENS, actor="op")
-    rows = HeldRows(database, free=0)
-    first = await start_node(database, providers, rows=rows)
-    task = asyncio.create_task(first.job.work())
-    async with asyncio.timeout(10):
-        await rows.held.wait()
+    rows, task = await held_up(database, providers, free=0)
     await node.job.work()
     assert await versions_of(database) == {"v1": TOKENS}
     rows.go_on.set()
@@ -162,11 +141,7 @@ async def test_a_row_that_changed_after_it_was_read_is_not_overwritten(
     key = node.keyrings.payment_tokens.active
     names = await seal_tokens(database, key, 40, with_sensitive=True)
     await node.life.rotate(PAYMENT_TOKENS, actor="op")
-    rows = HeldRows(database, free=0)
-    held = await start_node(database, providers, rows=rows)
-    task = asyncio.create_task(held.job.work())
-    async with asyncio.timeout(10):
-        await rows.held.wait()
+    rows, task = await held_up(database, providers, free=0)
     # The sensitive data of one was erased, another was revoked: neither may come back.
     await database.execute(
         "UPDATE cde.token_secrets SET sensitive_ciphertext = NULL WHERE token = $1", names[3]
@@ -353,11 +328,8 @@ async def test_a_partition_that_is_dropped_meanwhile_is_passed_over(
         " key_version FROM cde.token_secrets"
     )
     await node.life.rotate(PAYMENT_TOKENS, actor="op")
-    rows = HeldRows(database, free=0)
-    held = await start_node(database, providers, rows=rows)
-    task = asyncio.create_task(held.job.work())
+    rows, task = await held_up(database, providers, free=0)
     async with asyncio.timeout(10):
-        await rows.held.wait()
         await database.execute("DROP TABLE cde.token_secrets_2039")
         rows.go_on.set()
         await task

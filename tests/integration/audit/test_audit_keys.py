@@ -1,10 +1,8 @@
 """The audit log while its key is rotated, its months end and its heads are kept elsewhere."""
 
 import asyncio
-import contextlib
 import json
 import stat
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -16,92 +14,15 @@ from structlog.testing import capture_logs
 
 from glamd.db import Database
 from glamd.errors import UnavailableError
-from glamd.keys.keyrings import Keyring, Keyrings, MacKey
+from glamd.keys.keyrings import Keyring, MacKey
 from glamd.keys.lifecycle import KeyLife
 from glamd.keys.operations import Operations
 from glamd.payments.audit import Audit
-from glamd.payments.audit_walk import Break
 from glamd.payments.auditing.reading import Sought
+from tests.support.audit_log import HEADS, LOG, NOVEMBER, broken, running, write
 from tests.support.audit_writer import entry
 from tests.support.keys import load_keyrings
 from tests.support.settable_clock import SettableClock
-
-NOVEMBER = date(2025, 11, 1)
-LOG, HEADS = "cde.decrypt_audit_log", "cde.audit_heads"
-PATIENCE_S = 10.0
-
-
-@pytest.fixture
-async def database_url(module_database_url: str) -> str:
-    """One database for all tests here, emptied before each."""
-    connection = await asyncpg.connect(module_database_url)
-    await connection.execute("DELETE FROM cde.audit_heads; DELETE FROM cde.encryption_keys")
-    for row in await connection.fetch(
-        f"SELECT inhrelid::regclass::text AS name FROM pg_inherits "
-        f"WHERE inhparent = '{LOG}'::regclass"
-    ):
-        await connection.execute(f"DROP TABLE {row['name']}")
-    await connection.close()
-    return module_database_url
-
-
-@pytest.fixture
-async def database(daemon_url: str) -> AsyncIterator[Database]:
-    """The daemon's connections: as a login that may add to the log, read it, and no more."""
-    connected = await Database.connect(daemon_url, pool_size=4)
-    yield connected
-    await connected.close()
-
-
-@pytest.fixture
-def clock() -> SettableClock:
-    return SettableClock(datetime(2025, 11, 12, 10, 30, tzinfo=UTC))
-
-
-@pytest.fixture
-async def keyrings(database: Database, tmp_path: Path, clock: SettableClock) -> Keyrings:
-    return await load_keyrings(database, tmp_path, clock)
-
-
-@pytest.fixture
-def keyring(keyrings: Keyrings) -> Keyring[MacKey]:
-    return keyrings.audit
-
-
-@pytest.fixture
-async def by_hand(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
-
-
-@contextlib.asynccontextmanager
-async def running(
-    database: Database,
-    keyring: Keyring[MacKey],
-    clock: SettableClock,
-    *,
-    head_file: Path | None = None,
-) -> AsyncIterator[Audit]:
-    made = Audit(database, keyring, clock, head_file=head_file)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.stop(PATIENCE_S)
-
-
-@pytest.fixture
-async def audit(
-    database: Database, keyring: Keyring[MacKey], clock: SettableClock
-) -> AsyncIterator[Audit]:
-    async with running(database, keyring, clock) as made:
-        yield made
-
-
-async def write(audit: Audit, count: int, *, prefix: str = "c") -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        await asyncio.gather(*(audit.append(entry(f"{prefix}-{n}")) for n in range(count)))
 
 
 async def rotated(database: Database, directory: Path, clock: SettableClock) -> Keyring[MacKey]:
@@ -134,12 +55,6 @@ async def versions(database: Database) -> list[tuple[str, int]]:
         " ORDER BY min(month), min(seq)"
     )
     return [(row["key_version"], row["n"]) for row in rows]
-
-
-async def broken(audit: Audit, since: date | None = None) -> Break:
-    report = await audit.verify(since=since)
-    assert report.first_broken is not None
-    return report.first_broken
 
 
 # ---- versions of the key

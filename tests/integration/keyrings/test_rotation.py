@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
@@ -21,29 +20,11 @@ from glamd.keys.keyrings import (
 )
 from glamd.keys.providers.interface import Providers
 from glamd.keys.store import NewKey
-from tests.support.keys import local_provider
-from tests.support.postgres import eventually, execute
+from tests.support.postgres import eventually
 from tests.support.sealed_rows import Node, read_token, seal_tokens, start_node, versions_of
 from tests.support.settable_clock import SettableClock
 
 YEAR = timedelta(days=365)
-
-
-@pytest.fixture
-async def database_url(module_database_url: str) -> str:
-    """One database for all tests here, without keys and tokens: much cheaper than one each."""
-    await execute(
-        module_database_url,
-        "DELETE FROM cde.encryption_keys; DELETE FROM cde.reencryptions;"
-        " TRUNCATE cde.token_secrets",
-    )
-    return module_database_url
-
-
-@pytest.fixture
-def providers(tmp_path: Path) -> Providers:
-    """The key provider of this test's database."""
-    return local_provider(tmp_path)
 
 
 @pytest.fixture

@@ -62,13 +62,25 @@ class Draft:
             self.expiry = expiry
         elif expiry is not None and expiry != self.expiry:
             raise refused("the two tracks have expiries that differ")
+        self.take_service_code(service_code)
+
+    def take_service_code(self, code: str | None) -> None:
+        # No issuer's service code begins with 0: readers put zeros there when a card was keyed in.
+        if code and code[0] == "0":
+            self.keep_nothing()
         if self.service_code is None:
-            self.service_code = service_code
+            self.service_code = code
+
+    def keep_nothing(self) -> None:
+        """It was keyed in: somewhere behind what the reader filled in stands the security code."""
+        self.keep = False
+        for buffer in (self.track2, self.emv):
+            if buffer is not None:
+                wipe(buffer)
+        self.track2 = self.emv = None
 
     def keep_track2(self, track: bytearray, service_code: str | None) -> None:
-        # No issuer's service code begins with 0. Readers put zeros there when a card was keyed in,
-        # and the security code behind them, which is for nobody to keep.
-        if self.keep and self.track2 is None and service_code and service_code[0] != "0":
+        if self.keep and self.track2 is None and service_code:
             self.track2 = track
         else:
             wipe(track)
@@ -159,8 +171,8 @@ def _both_tracks(clear: bytearray, draft: Draft, otherwise: str) -> None:
 def _take_track1(clear: bytearray, match: re.Match[bytes], draft: Draft) -> None:
     draft.take_pan(clear[slice(*match.span(2))])
     if clear[match.start(1)] == _KEYED_IN:
-        # Name and service code are the reader's filling, and the security code stands behind them.
-        draft.keep = False
+        # Name and service code are the reader's filling.
+        draft.keep_nothing()
         draft.take_track(_text(clear, match.span(4)), None)
         return
     draft.name = _text(clear, match.span(3))
@@ -270,8 +282,9 @@ def add_details(draft: Draft, found: dict[int, memoryview]) -> None:
     """Take expiry, name and service code (`DETAILS`) from a chip's tags where still missing."""
     if draft.expiry is None and _TAG_EXPIRY in found:
         draft.expiry = found[_TAG_EXPIRY].hex()[:4]  # YYMMDD; the day is nobody's business
-    if draft.service_code is None and _TAG_SERVICE_CODE in found:
-        draft.service_code = found[_TAG_SERVICE_CODE].hex()[1:]  # three digits behind a padding one
+    if _TAG_SERVICE_CODE in found:
+        # Three digits behind a padding one.
+        draft.take_service_code(found[_TAG_SERVICE_CODE].hex()[1:])
     if draft.name is None and _TAG_NAME in found:
         draft.name = str(found[_TAG_NAME], "latin-1")
 

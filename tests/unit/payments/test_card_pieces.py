@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from glamd.errors import InputError
 from glamd.payments.card import Masked, Piece, parse, read
+from glamd.payments.card_forms import Form
 from glamd.payments.model import Format
 from tests.support.clear_cards import (
     AMEX,
@@ -70,6 +71,35 @@ def test_of_a_keyed_in_card_nothing_sensitive_is_kept_even_where_it_may_be(
 def test_a_track_2_that_a_reader_made_of_a_keyed_in_card_is_not_kept() -> None:
     card = parse("track2", bytearray(b";4111111111111111=2512000000737?"), keep_sensitive=True)
     assert card.track2 is None
+
+
+KEYED_57 = bytes(chip(f"57:{VISA}D4912000123456", "9F26:0102030405060708"))
+KEYED_M = b"%M4111111111111111^MANUAL ENTRY/^2512000000737000000?"
+CHIP_DATA = bytes(chip("9F26:0102030405060708"))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "beside"),
+    [
+        ([("emv-tlv", KEYED_57)], b""),
+        ([("tag-57", bytes.fromhex(f"{VISA}D4912000123456"))], CHIP_DATA),
+        ([("track2", b";4111111111111111=2512000000737?")], CHIP_DATA),
+        ([("track2", TRACK2.encode()), ("track1", KEYED_M)], b""),
+        ([("emv-tlv", bytes(chip(f"5A:{VISA}"))), ("track1", KEYED_M)], CHIP_DATA),
+        ([("emv-tlv", bytes(chip(f"5A:{VISA}", "5F30:0000")))], CHIP_DATA),
+        ([("emv-tlv", bytes(chip(f"57:{VISA}D25122010F", "5F30:0000")))], CHIP_DATA),
+    ],
+)
+def test_whatever_shows_that_a_card_was_keyed_in_nothing_of_it_is_kept(
+    pieces: list[tuple[Form, bytes]], beside: bytes
+) -> None:
+    card = read(
+        [Piece(form, bytearray(clear)) for form, clear in pieces],
+        beside=beside,
+        keep_sensitive=True,
+    )
+    assert card.pan.decode() == VISA
+    assert (card.track2, card.emv) == (None, None)
 
 
 @pytest.mark.parametrize(

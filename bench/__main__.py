@@ -1,4 +1,4 @@
-"""`make bench`: every row of speed, each beside its rival of the same run, into `RESULTS.md`."""
+"""`make bench`: every row of speed, beside its rival of the same run if any, into `RESULTS.md`."""
 
 import sys
 from collections.abc import Iterable, Mapping

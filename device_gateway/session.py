@@ -163,7 +163,7 @@ class DeviceSession(Actor[Uplink, bytes | None]):
         return self._record
 
     async def _tokenize(self, request: wire.Tokenize, record: SessionRecord) -> bytes:
-        """Decide, seal and commit; decide again while another gateway is faster."""
+        """Decide, seal and commit; decide again while others are faster: a gateway, a rotation."""
         for _ in range(FENCED_LIMIT):
             remembered = self._remembered(request)
             if remembered is not None:
@@ -178,8 +178,8 @@ class DeviceSession(Actor[Uplink, bytes | None]):
                 return stored
             record = await self._fresh_record()
             if spend.issued is not None and self._version == spend.counter_version:
-                # Nobody moved the counters: the key that sealed the token is not usable any more,
-                # which another node has decided and this one has not heard of.
+                # Nobody moved the counters: the key that sealed the token, or the key set, is not
+                # usable any more, which another node has decided and this one has not heard of.
                 await self._parts.reload_keys()
         raise TransientError("the device is served elsewhere at the same time")
 

@@ -76,7 +76,7 @@ class Daemon:
     mqtt_port: int
     stop_requested: asyncio.Event
     reload: Reload
-    """Uses the certificates and JWT keys that these settings name; ConfigError changes nothing."""
+    """Uses these settings' certificates, JWT keys and grants; ConfigError changes nothing."""
 
 
 @asynccontextmanager
@@ -358,7 +358,7 @@ class _Assembly:
         self.lifetime.at_drain(self._endpoint.stop)
 
     async def _reload(self, settings: config.Settings) -> None:
-        """Use the certificates and the JWT keys of `settings` from now on.
+        """Use the certificates, JWT keys and workers' grants of `settings` from now on.
 
         All of them are read before any is used. Raises ConfigError.
         """

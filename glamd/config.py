@@ -123,7 +123,7 @@ class WorkerGrant(Section):
 
 
 class Worker(Section):
-    """The listener of workers, with mutual TLS under a CA that is not the devices'."""
+    """The listener of workers, and of devices over HTTP: mutual TLS, with a CA for each."""
 
     enabled: bool = False
     host: Host = EVERY_INTERFACE

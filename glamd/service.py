@@ -1,7 +1,7 @@
 """The life of a daemon process: `glamd run`, and the signals that `glamd dev` shares with it.
 
-SIGTERM and SIGINT drain, SIGHUP reads certificates, JWT keys and the log level again, systemd is
-told what goes on. The daemon itself is built by `glamd.app`.
+SIGTERM and SIGINT drain, SIGHUP reads certificates, JWT keys, grants and the log level again,
+systemd is told what goes on. The daemon itself is built by `glamd.app`.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """A PostgreSQL for the tests, and fresh databases on it: the user's own server or the embedded one.
 
-With `DATABASE_URL` the tests use that server, whose login must be allowed to create databases; they
-create and drop their own and touch no other. Without it, one embedded server serves the session.
+With `DATABASE_URL` the tests use that server, whose login must be an administrator's; they create
+and drop their own databases and touch no other. Without it, one embedded server serves the session.
 """
 
 import asyncio

@@ -21,7 +21,7 @@ from device_gateway import store
 from device_gateway.model import Device, DeviceChange, DeviceStatus, Enrolled, Rekeyed
 from glamd.clock import Clock
 from glamd.crypto import dukpt, x509
-from glamd.db import Connection, Database
+from glamd.db import Connection, Database, UniqueViolationError
 from glamd.errors import (
     ConflictError,
     FieldError,
@@ -96,8 +96,8 @@ class Registry:
         """Make a device for the initial key that `ksn` (10 bytes TDES, 12 AES) names.
 
         Raises NotFoundError (`MERCHANT_NOT_FOUND`, `KEY_SET_UNKNOWN`), InputError for a KSN or a
-        request that cannot be, ConflictError `KSN_IN_USE`, ForbiddenError for an initial key
-        outside development, UnavailableError while the key provider is away.
+        request that cannot be, ConflictError `KSN_IN_USE` or `KEY_SET_RETIRED`, ForbiddenError for
+        an initial key outside development, UnavailableError while the key provider is away.
         """
         self._check_export(export_initial_key)
         _check_text(serial=serial, model=model)
@@ -253,8 +253,8 @@ class Registry:
                 )
                 # As with every key: recorded before it is so, and never the other way round.
                 await self._keys.write_down("device.rekey", device_id, actor, "ok")
-        except ConflictError as error:
-            raise (error if error.code in _OURS else _in_use()) from error
+        except UniqueViolationError as error:  # by the index that lets a key be used once
+            raise _in_use() from error
         log.info("device_rekeyed", device_id=device_id, key_set=key_set)
 
     async def _claim(
@@ -310,8 +310,8 @@ class Registry:
                     certificate_expires_at=certificate.not_valid_after_utc,
                 )
                 await self._announce(connection, "evt.device.enrolled.v1", device_id, merchant_id)
-        except ConflictError as error:
-            raise (error if error.code in _OURS else _in_use()) from error
+        except UniqueViolationError as error:  # by the index that lets a key be used once
+            raise _in_use() from error
 
     async def _set_status(self, device_id: str, status: DeviceStatus) -> Device:
         async with self._database.transaction() as connection:
@@ -355,10 +355,6 @@ class Registry:
                 "at": self._clock.now().isoformat(),
             },
         )
-
-
-_OURS: Final = frozenset({"KSN_IN_USE", "KEY_SET_RETIRED", "DEVICE_REVOKED"})
-"""The conflicts that are raised here; any other one is the index that lets a key be used once."""
 
 
 def _in_use(why: str = "names an initial key that is in use") -> ConflictError:

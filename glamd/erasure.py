@@ -9,13 +9,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-import structlog
-
 from glamd.errors import GlamError
 from glamd.keys.operations import Record
 from glamd.payments.life.erasure import CardErasure
-
-log = structlog.get_logger()
 
 REQUEST = "merchant.erase"
 DONE = "merchant.erased"

@@ -7,6 +7,7 @@ version is active is the keyring's to say.
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Protocol, TypeVar
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from glamd.credentials.model import Platform, Secret
 from glamd.db_errors import UnusableKeyError
 from glamd.errors import CryptoError
 from glamd.keys.keyrings import DataKey, Keyring
+from glamd.keys.sealed_rows import resealed
 
 T = TypeVar("T")
 
@@ -80,11 +82,7 @@ def open_under(key: DataKey, ciphertext: bytes, place: Place) -> Secret:
 
 def reseal(ciphertext: bytes, place: Place, *, old: DataKey, new: DataKey) -> bytes:
     """The same secret under another key; CryptoError where it was not sealed for this row."""
-    clear = old.sealer.open_sealed(ciphertext, associated_data=_bound_to(place, old.version))
-    try:
-        return new.sealer.seal(clear, associated_data=_bound_to(place, new.version))
-    finally:
-        clear[:] = bytes(len(clear))
+    return resealed(ciphertext, partial(_bound_to, place), old=old, new=new)
 
 
 async def with_usable_key(keyring: Keyring[DataKey], write: Callable[[], Awaitable[T]]) -> T:

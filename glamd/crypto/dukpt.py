@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.ciphers import BlockCipherAlgorithm, Cipher, modes
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
-from glamd.crypto import blocks, dukpt_aes, dukpt_tdes, mac
+from glamd.crypto import blocks, dukpt_aes, dukpt_tdes, kcv, mac
 from glamd.crypto.counter_tree import CounterRule
 from glamd.errors import CryptoError, FieldError, InputError
 
@@ -113,6 +113,11 @@ def initial_key(scheme: str, bdk: bytes, ksn: bytes) -> bytes:
     key_id = initial_key_id(scheme, ksn)
     derive = dukpt_tdes.initial_key if scheme == TDES_DUKPT else dukpt_aes.initial_key
     return derive(bdk, key_id)
+
+
+def key_check_value(key: bytes, scheme: str) -> str:
+    """The KCV of a key of this scheme in 6 upper-case hexadecimals; raises as those of `kcv`."""
+    return (kcv.tdes(key) if scheme == TDES_DUKPT else kcv.aes(key)).hex().upper()
 
 
 def _layout(scheme: str) -> _Layout:

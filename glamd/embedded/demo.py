@@ -21,6 +21,7 @@ from device_gateway.terminal import Terminal
 from device_gateway.terminal_card import TEST_CARDS, CardReader, clear_form
 from device_gateway.terminal_device import Counters, load_device
 from glamd.clock import Clock
+from glamd.crypto.blocks import odd_parity
 from glamd.crypto.dukpt import Profile
 from glamd.embedded.files import write_private
 from glamd.errors import ConflictError, NotFoundError, UnavailableError
@@ -156,14 +157,10 @@ async def _key_set(keys: Keys, name: str, scheme: Scheme) -> None:
         await keys.import_bdk(
             key_set=name,
             profile=Profile(scheme=scheme),
-            bdk=_odd_parity(secrets.token_bytes(16)),
+            # On an AES key it does no harm.
+            bdk=odd_parity(secrets.token_bytes(16)),
             actor=_ACTOR,
         )
-
-
-def _odd_parity(key: bytes) -> bytes:
-    """TDES keys carry odd parity (FIPS 46-3); on an AES key it does no harm."""
-    return bytes(byte ^ (1 - byte.bit_count() % 2) for byte in key)
 
 
 async def _is_enrolled(registry: Registry, directory: Path) -> bool:

@@ -8,8 +8,7 @@ in the audit log before it commits; a refusal is written down too. What brings t
 nobody can seal with it.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Protocol
@@ -109,7 +108,9 @@ class KeyLife:
         NotFoundError KEYRING_NOT_FOUND; ConflictError KEYRING_NEVER_ROTATES for fingerprints, and
         KEY_ROTATED_MEANWHILE where somebody else was faster; CryptoError, UnavailableError.
         """
-        async with self._recorded("keys.rotate", self._subject(keyring), actor):
+        async with self._operations.recording_refusal(
+            "keys.rotate", subject=self._subject(keyring), actor=actor
+        ):
             ring = self._ring(keyring)
             if keyring == FINGERPRINTS:
                 raise ConflictError(
@@ -128,7 +129,9 @@ class KeyLife:
         is decrypt-only, KEY_IN_USE while a row needs it, which has the re-encryption start again;
         UnavailableError.
         """
-        async with self._recorded("keys.retire", self._subject(keyring, version), actor):
+        async with self._operations.recording_refusal(
+            "keys.retire", subject=self._subject(keyring, version), actor=actor
+        ):
             ring = self._ring(keyring)
             _want(await self._found(ring, version), _RETIRE)
             job = self._job(keyring)
@@ -146,7 +149,9 @@ class KeyLife:
 
         Errors as `retire`, with KEY_STATUS unless it is retired.
         """
-        async with self._recorded("keys.destroy", self._subject(keyring, version), actor):
+        async with self._operations.recording_refusal(
+            "keys.destroy", subject=self._subject(keyring, version), actor=actor
+        ):
             ring = self._ring(keyring)
             _want(await self._found(ring, version), _DESTROY)
             await self._end(ring, self._job(keyring), version, _DESTROY, actor)
@@ -186,7 +191,9 @@ class KeyLife:
 
     async def _rotate_by_itself(self, ring: AnyKeyring, versions: Sequence[KeyVersion]) -> None:
         try:
-            async with self._recorded("keys.rotate", ring.name, ITSELF):
+            async with self._operations.recording_refusal(
+                "keys.rotate", subject=ring.name, actor=ITSELF
+            ):
                 await self._rotate(ring, versions, ITSELF)
         except ConflictError:
             log.info("key_rotated_by_another_node", keyring=ring.name)
@@ -334,17 +341,6 @@ class KeyLife:
         if version is None:
             return ring
         return f"{ring}:{version if is_name(version) else 'unknown'}"
-
-    @asynccontextmanager
-    async def _recorded(self, action: str, subject: str, actor: str) -> AsyncIterator[None]:
-        """Write down what is refused or fails."""
-        try:
-            yield
-        except GlamError as error:
-            await self._operations.write_down(
-                action, subject=subject, actor=actor, outcome=error.code
-            )
-            raise
 
 
 def _active(versions: Sequence[KeyVersion]) -> KeyVersion:

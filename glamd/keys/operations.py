@@ -4,9 +4,13 @@ Who keeps the rows is handed in, since the audit belongs to `glamd.payments`, wh
 What the operations do is in the rooms that do them.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from prometheus_client import Counter
+
+from glamd.errors import GlamError
 
 _OPERATIONS = Counter("glamd_keys_operations_total", "Operations on keys.", ["action", "outcome"])
 
@@ -32,3 +36,14 @@ class Operations:
         """
         _OPERATIONS.labels(action, outcome).inc()
         await self._record(action=action, subject=subject, actor=actor, outcome=outcome)
+
+    @asynccontextmanager
+    async def recording_refusal(
+        self, action: str, *, subject: str, actor: str
+    ) -> AsyncIterator[None]:
+        """Write down what is refused or fails in here, by its code; it goes on to the caller."""
+        try:
+            yield
+        except GlamError as error:
+            await self.write_down(action, subject=subject, actor=actor, outcome=error.code)
+            raise

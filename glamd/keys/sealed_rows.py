@@ -1,11 +1,11 @@
-"""What the owners of sealed rows implement, so that keys can be replaced under them.
+"""What the owners of sealed rows implement, so that keys can be replaced under them, and share.
 
 Tables, columns and what a row is bound to are the owners' own: nothing here knows a card or a
 token. Rows are named by where they lie, in pages of a table or of one of its partitions. That a row
 names its version in a column `key_version` is the same for all, and so is how they are counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
@@ -83,6 +83,20 @@ class TableOfSealedRows:
         """How many rows are not sealed with `target`, in one snapshot, up to `limit`."""
         found: int = await connection.fetchval(self._stale, target, limit, timeout_s=timeout_s)
         return found
+
+
+def resealed(
+    ciphertext: bytes, bound_to: Callable[[str], bytes], *, old: DataKey, new: DataKey
+) -> bytes:
+    """The same under another key, for a row's `reseal`; CryptoError where it does not open.
+
+    `bound_to` is the associated data for a version of the key.
+    """
+    clear = old.sealer.open_sealed(ciphertext, associated_data=bound_to(old.version))
+    try:
+        return new.sealer.seal(clear, associated_data=bound_to(new.version))
+    finally:
+        clear[:] = bytes(len(clear))
 
 
 class SealedRows(CountedRows, Protocol[R]):

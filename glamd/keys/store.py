@@ -20,7 +20,7 @@ KEYS_LIMIT: Final = 10_000
 """Key versions read at once; far more than anybody has."""
 
 
-def _both(sql: str) -> dict[Schema, str]:
+def both(sql: str) -> dict[Schema, str]:
     """A statement for either schema."""
     return {"cde": sql.format(schema="cde"), "glam": sql.format(schema="glam")}
 
@@ -29,7 +29,7 @@ _COLUMNS: Final = (
     "keyring, version, wrapped_key, provider, kcv, status,"
     " created_at, activated_at, retired_at, destroyed_at"
 )
-_KEYS: Final = _both(f"""
+_KEYS: Final = both(f"""
 SELECT {_COLUMNS} FROM {{schema}}.encryption_keys
 WHERE $1::text IS NULL OR keyring = $1
 ORDER BY keyring, created_at, version
@@ -37,36 +37,36 @@ LIMIT $2
 """)  # noqa: S608 - our own constants
 # Not FOR UPDATE: what is being sealed meanwhile has the row of its key under FOR KEY SHARE, and a
 # rotation must not wait for it nor hold it up.
-_LOCK_KEYRING: Final = _both(f"""
+_LOCK_KEYRING: Final = both(f"""
 SELECT {_COLUMNS} FROM {{schema}}.encryption_keys WHERE keyring = $1
 ORDER BY created_at, version FOR NO KEY UPDATE
 """)  # noqa: S608 - our own constants
-_LOCK_VERSION: Final = _both(f"""
+_LOCK_VERSION: Final = both(f"""
 SELECT {_COLUMNS} FROM {{schema}}.encryption_keys WHERE keyring = $1 AND version = $2
 FOR UPDATE
 """)  # noqa: S608 - our own constants
-_ADD_KEY: Final = _both(f"""
+_ADD_KEY: Final = both(f"""
 INSERT INTO {{schema}}.encryption_keys
     (keyring, version, wrapped_key, provider, kcv, status, created_at, activated_at)
 VALUES ($1, $2, $3, $4, $5, 'active', $6, $7)
 RETURNING {_COLUMNS}
 """)  # noqa: S608 - our own constants
-_ADD_FIRST_KEY: Final = _both("""
+_ADD_FIRST_KEY: Final = both("""
 INSERT INTO {schema}.encryption_keys
     (keyring, version, wrapped_key, provider, kcv, status, created_at, activated_at)
 VALUES ($1, $2, $3, $4, $5, 'active', $6, $6)
 ON CONFLICT DO NOTHING
 """)
-_DEMOTE: Final = _both("""
+_DEMOTE: Final = both("""
 UPDATE {schema}.encryption_keys SET status = 'decrypt-only'
 WHERE keyring = $1 AND status = 'active'
 """)
 _END: Final[dict[EndStatus, dict[Schema, str]]] = {
-    "retired": _both("""
+    "retired": both("""
 UPDATE {schema}.encryption_keys SET status = 'retired', retired_at = $3
 WHERE keyring = $1 AND version = $2
 """),
-    "destroyed": _both("""
+    "destroyed": both("""
 UPDATE {schema}.encryption_keys
 SET status = 'destroyed', destroyed_at = $3, wrapped_key = NULL
 WHERE keyring = $1 AND version = $2
@@ -76,10 +76,10 @@ WHERE keyring = $1 AND version = $2
 _LENGTHEN: Final = "SELECT set_config('statement_timeout', $1, true)"
 
 _PROGRESS_COLUMNS: Final = (
-    "keyring, target, position, pass AS pass_number, remaining, done, damaged, busy_s, started_at,"
-    " updated_at, finished_at, owner"
+    "target, position, pass AS pass_number, remaining, done, damaged, busy_s, started_at,"
+    " finished_at, owner"
 )
-_BEGIN: Final = _both("""
+_BEGIN: Final = both("""
 INSERT INTO {schema}.reencryptions AS r (keyring, target, started_at, updated_at)
 VALUES ($1, $2, now(), now())
 ON CONFLICT (keyring) DO UPDATE
@@ -89,20 +89,20 @@ WHERE r.target <> excluded.target OR r.finished_at IS NOT NULL
 """)
 # The lock makes it wait for a rotation that is about to commit, and it then finds no row: what that
 # rotation has begun is left alone.
-_ACTIVE: Final = _both("""
+_ACTIVE: Final = both("""
 SELECT version FROM {schema}.encryption_keys WHERE keyring = $1 AND status = 'active' FOR SHARE
 """)
-_PROGRESS: Final = _both(f"""
+_PROGRESS: Final = both(f"""
 SELECT {_PROGRESS_COLUMNS} FROM {{schema}}.reencryptions WHERE keyring = $1
 """)  # noqa: S608 - our own constants
-_LEASE: Final = _both(f"""
+_LEASE: Final = both(f"""
 UPDATE {{schema}}.reencryptions SET owner = $2, owner_until = now() + $3::interval
 WHERE keyring = $1 AND finished_at IS NULL
   AND (owner IS NULL OR owner = $2 OR owner_until < now())
 RETURNING {_PROGRESS_COLUMNS}, now() - started_at >= $4::interval AS is_settled
 """)  # noqa: S608 - our own constants
 # Whoever's lease has ended, or whose target is not the newest version any more, changes nothing.
-_KEEP: Final = _both("""
+_KEEP: Final = both("""
 UPDATE {schema}.reencryptions
 SET position = $4, pass = $5, remaining = $6, done = done + $7, damaged = $8,
     busy_s = busy_s + $9, updated_at = now(), owner_until = now() + $10::interval,
@@ -110,7 +110,7 @@ SET position = $4, pass = $5, remaining = $6, done = done + $7, damaged = $8,
 WHERE keyring = $1 AND owner = $2 AND target = $3 AND finished_at IS NULL
 RETURNING true
 """)
-_RELEASE: Final = _both("""
+_RELEASE: Final = both("""
 UPDATE {schema}.reencryptions SET owner = NULL, owner_until = NULL
 WHERE keyring = $1 AND owner = $2
 """)
@@ -151,7 +151,6 @@ class Progress:
     included) are since the rotation; `damaged` rows do not open and are left as they are.
     """
 
-    keyring: str
     target: str
     position: str
     pass_number: int
@@ -160,7 +159,6 @@ class Progress:
     damaged: int
     busy_s: float
     started_at: datetime
-    updated_at: datetime
     finished_at: datetime | None
     owner: str | None
 
@@ -338,7 +336,6 @@ def _version(row: Row) -> KeyVersion:
 
 def _progress(row: Row) -> Progress:
     return Progress(
-        keyring=row["keyring"],
         target=row["target"],
         position=row["position"],
         pass_number=row["pass_number"],
@@ -347,7 +344,6 @@ def _progress(row: Row) -> Progress:
         damaged=row["damaged"],
         busy_s=row["busy_s"],
         started_at=row["started_at"],
-        updated_at=row["updated_at"],
         finished_at=row["finished_at"],
         owner=row["owner"],
     )

@@ -14,7 +14,7 @@ from device_gateway.model import DeviceChange
 from device_gateway.terminal_card import DemoCard, clear_form
 from device_gateway.terminal_device import Device
 from glamd.crypto import dukpt
-from glamd.keys.key_sets.ceremony import key_check_value
+from glamd.crypto.dukpt import key_check_value
 from tests.support.site import VISA, Site, Wire, reader, running_site
 
 CLEAR = clear_form(DemoCard(pan=VISA), "track2")

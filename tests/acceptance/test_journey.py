@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from bench.harness import DevDaemon
 from device_gateway.terminal_device import load_device
 from glamd.admin.cli import glamctl
-from glamd.keys.key_sets.ceremony import key_check_value
+from glamd.crypto.dukpt import key_check_value
 from tests.support.at_terminal import at_terminal
 from tests.support.dev_client import Caller, call, connected, decrypted
 from tests.support.postgres import eventually

@@ -8,7 +8,7 @@ import asyncpg
 import psec
 import pytest
 
-from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT, Profile
+from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT, Profile, key_check_value
 from glamd.db import Database
 from glamd.errors import (
     ConflictError,
@@ -17,7 +17,6 @@ from glamd.errors import (
     NotFoundError,
     UnavailableError,
 )
-from glamd.keys.key_sets import ceremony
 from glamd.keys.key_sets.ceremony import Component
 from glamd.keys.key_sets.service import BdkSource, HsmKey, Keys, ProtectedKey
 from glamd.keys.key_sets.store import KeySet
@@ -160,7 +159,7 @@ KBPK = bytes(one ^ other for one, other in zip(*KBPK_PARTS, strict=True))
 
 
 def part(key: bytes, holder: str, scheme: str = TDES_DUKPT) -> Component:
-    return Component(holder, key, ceremony.key_check_value(key, scheme))
+    return Component(holder, key, key_check_value(key, scheme))
 
 
 def parts() -> tuple[Component, ...]:

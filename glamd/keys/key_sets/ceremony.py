@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from glamd.crypto import kcv
-from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT
+from glamd.crypto.blocks import odd_parity
+from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT, key_check_value
 from glamd.errors import FieldError, InputError
 
 COMPONENTS_MIN: Final = 2
@@ -114,16 +114,6 @@ def bdk_lengths(scheme: str) -> tuple[int, ...]:
     if lengths is None:
         raise wrong("scheme", f"it is one of {', '.join(BDK_LENGTHS_BYTES)}")
     return lengths
-
-
-def key_check_value(key: bytes, scheme: str) -> str:
-    """A key's KCV in 6 upper-case hexadecimals (ANSI X9.24-1:2017, annex A)."""
-    return (kcv.tdes(key) if scheme == TDES_DUKPT else kcv.aes(key)).hex().upper()
-
-
-def odd_parity(key: bytes | bytearray) -> bytes:
-    """The key with the lowest bit of every byte set so that its one bits are odd in number."""
-    return bytes(byte & 0xFE | (byte >> 1).bit_count() + 1 & 1 for byte in key)
 
 
 def check_length(key: bytes, lengths: Sequence[int], *, field: str) -> None:

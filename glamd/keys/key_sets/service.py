@@ -15,15 +15,17 @@ import structlog
 
 from glamd.clock import Clock
 from glamd.crypto import dukpt, keyblock
+from glamd.crypto.blocks import odd_parity
 from glamd.crypto.dukpt import TDES_DUKPT, Profile
 from glamd.db import Database
-from glamd.errors import ConflictError, CryptoError, FieldError, GlamError, NotFoundError
+from glamd.errors import ConflictError, FieldError, NotFoundError
 from glamd.keys import store as key_store
 from glamd.keys.key_sets import ceremony, store
 from glamd.keys.key_sets.ceremony import Ceremony, Component
 from glamd.keys.key_sets.store import KeySet, ListedKeySet, StoredKeySet
 from glamd.keys.operations import Operations, Record
-from glamd.keys.providers.interface import KeptBdk, KeyProvider, Providers
+from glamd.keys.providers import proven
+from glamd.keys.providers.interface import KeptBdk, Providers
 from glamd.keys.store import KeyVersion
 
 COUNTER_WINDOW: Final = 1024
@@ -116,7 +118,7 @@ class Keys:
         `key_block…`, `kbpk…`, `hsm_label`); ConflictError KEY_SET_EXISTS, also when it is the same
         key; UnavailableError. Each attempt is recorded, and each component of a ceremony.
         """
-        try:
+        async with self._operations.recording_refusal("bdk.import", subject=key_set, actor=actor):
             self._check_settings(key_set, reader, counter_window)
             provider = self._providers.current
             if isinstance(bdk, HsmKey):
@@ -124,8 +126,10 @@ class Keys:
                 kcv = await provider.bdk_kcv(bdk.label, scheme=profile.scheme)
             else:
                 clear = await self._entered(bdk, key_set, profile.scheme, actor)
-                kcv = ceremony.key_check_value(clear, profile.scheme)
-                kept = await _kept(provider, clear, profile.scheme, _context(key_set))
+                kcv = dukpt.key_check_value(clear, profile.scheme)
+                kept = await proven.keep_bdk(
+                    provider, clear, scheme=profile.scheme, context=_context(key_set)
+                )
             made = KeySet(
                 key_set=key_set,
                 profile=profile,
@@ -139,9 +143,6 @@ class Keys:
                 retired_at=None,
             )
             await self._add(made, kept, actor)
-        except GlamError as refused:
-            await self.refused_import(key_set=key_set, actor=actor, code=refused.code)
-            raise
         log.info("bdk_imported", key_set=key_set, kcv=made.kcv, actor=actor)
         return made
 
@@ -154,15 +155,12 @@ class Keys:
 
         NotFoundError KEY_SET_UNKNOWN. One that is retired stays as it is. Recorded.
         """
-        try:
+        async with self._operations.recording_refusal("bdk.retire", subject=key_set, actor=actor):
             await self._stored(key_set)
             async with self._database.transaction() as connection:
                 await store.retire_key_set(connection, key_set)
                 await self.write_down("bdk.retire", key_set, actor, "ok")
             retired = await self.key_set(key_set)
-        except GlamError as refused:
-            await self.write_down("bdk.retire", key_set, actor, refused.code)
-            raise
         log.info("bdk_retired", key_set=key_set, kcv=retired.kcv, actor=actor)
         return retired
 
@@ -200,11 +198,8 @@ class Keys:
             action = f"{'bdk' if opened.field == 'components' else opened.field}.component"
             subject = f"bdk:{key_set}#{number} KCV {component.kcv.strip().upper()}"
             holder = f"{actor} for {component.holder}"
-            try:
+            async with self._operations.recording_refusal(action, subject=subject, actor=holder):
                 opened.take(component)
-            except GlamError as refused:
-                await self.write_down(action, subject, holder, refused.code)
-                raise
             await self.write_down(action, subject, holder, "ok")
         return opened.key()
 
@@ -277,22 +272,11 @@ class Keys:
         return stored
 
 
-async def _kept(provider: KeyProvider, bdk: bytes, scheme: str, context: str) -> KeptBdk:
-    """The BDK as the provider keeps it; CryptoError where it does not derive from it then."""
-    kept = await provider.keep_bdk(bdk, scheme=scheme, context=context)
-    # A provider may be allowed to wrap and not to unwrap, and who typed the components goes home.
-    ksn = bytes(dukpt.ksn_length_bytes(scheme))
-    derived = await provider.initial_key(kept, scheme=scheme, ksn=ksn, context=context)
-    if not hmac.compare_digest(derived, dukpt.initial_key(scheme, bdk, ksn)):
-        raise CryptoError(f"the key provider {provider.name} does not derive from {context}")
-    return kept
-
-
 def _check_strength(key: bytes, scheme: str, *, field: str) -> None:
     if not any(key):
         raise ceremony.wrong(field, "it is zero")
     if scheme == TDES_DUKPT:
-        normal = ceremony.odd_parity(key)
+        normal = odd_parity(key)
         if normal[:8] == normal[8:16]:
             raise ceremony.wrong(field, "its halves are equal, which makes it a single DES key")
 

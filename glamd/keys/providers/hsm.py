@@ -34,9 +34,6 @@ from glamd.keys.providers.secret_files import SecretFile
 
 T = TypeVar("T")
 
-OBJECTS_LIMIT: Final = 8
-"""More objects of one label than this are not looked at; there should be one."""
-
 _PROBE_BITS: Final = 64
 
 _PIN_REFUSED: Final = (
@@ -195,11 +192,11 @@ def require(session: Session, label: str, error: GlamError) -> SecretKey:
 def find(session: Session, label: str) -> SecretKey | None:
     """The secret key with this label, or None; of several, which two nodes may have made, one."""
     template = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label}
-    found: list[SecretKey] = []
-    for entry in session.get_objects(template):
-        if isinstance(entry, SecretKey) and len(found) < OBJECTS_LIMIT:
-            found.append(entry)
-    return found[0] if found else None
+    found: SecretKey | None = None
+    for entry in session.get_objects(template):  # to its end: a search that is left stays open
+        if found is None and isinstance(entry, SecretKey):
+            found = entry
+    return found
 
 
 def weakness(key: SecretKey) -> str | None:

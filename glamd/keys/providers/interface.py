@@ -9,7 +9,7 @@ wrapped before. No database here.
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, TypeVar, get_args
+from typing import Final, Literal, Protocol, TypeVar
 
 import structlog
 from prometheus_client import Counter, Histogram
@@ -22,7 +22,6 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 ProviderName = Literal["local", "aws-kms", "pkcs11"]
-PROVIDER_NAMES: Final = get_args(ProviderName)
 
 TIMEOUT_S: Final = 5.0
 """How long one wrap, unwrap or derivation may take."""

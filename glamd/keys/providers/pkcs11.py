@@ -15,8 +15,8 @@ from pkcs11 import Attribute, GCMParams, KeyType, Mechanism, SecretKey, Session
 from typing_extensions import override
 
 from glamd.crypto import dukpt, dukpt_aes, kcv
-from glamd.crypto.blocks import AES_BLOCK_BYTES, TDEA_BLOCK_BYTES
-from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT
+from glamd.crypto.blocks import AES_BLOCK_BYTES, TDEA_BLOCK_BYTES, odd_parity
+from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT, key_check_value
 from glamd.errors import ConfigError, CryptoError, FieldError, GlamError, InputError
 from glamd.keys.providers import hsm
 from glamd.keys.providers.hsm import Hsm, TokenAddress
@@ -201,12 +201,12 @@ def _parts(wrapped: bytes, context: str) -> tuple[str, bytes, bytes]:
 def _keep(session: Session, *, bdk: bytes, scheme: str, name: str) -> KeptBdk:
     if scheme == TDES_DUKPT:
         # Some HSMs refuse a DES key without odd parity; DES itself takes no notice of it.
-        value = bytes(byte & 0xFE | (byte >> 1).bit_count() + 1 & 1 for byte in bdk)
+        value = odd_parity(bdk)
         right = (int.from_bytes(value, "big") ^ _C0_KEY).to_bytes(len(value), "big")
         objects = [(RIGHT_HALF_SUFFIX, KeyType.DES2, right), ("", KeyType.DES2, value)]
     else:
         objects = [("", KeyType.AES, bdk)]
-    label = f"{name}-{_kcv_of(scheme, bdk)}"
+    label = f"{name}-{key_check_value(bdk, scheme)}"
     for suffix, key_type, value in objects:
         _keep_one(session, label + suffix, key_type, value)
     return KeptBdk(hsm_label=label)
@@ -216,7 +216,8 @@ def _keep_one(session: Session, label: str, key_type: KeyType, value: bytes) -> 
     """Make it, unless an import that was cut short has made it already."""
     scheme = AES_DUKPT if key_type == KeyType.AES else TDES_DUKPT
     found = hsm.find(session, label) or hsm.create(session, label, key_type, value)
-    if hsm.weakness(found) is not None or _kcv_inside(found, scheme) != _kcv_of(scheme, value):
+    expected = key_check_value(value, scheme)
+    if hsm.weakness(found) is not None or _kcv_inside(found, scheme) != expected:
         raise CryptoError(f"the HSM has an object {label} already, and it is not this key")
 
 
@@ -264,10 +265,6 @@ def _derive_aes(session: Session, *, label: str, key_id: bytes, missing: GlamErr
 def _aes_type(length_bytes: int) -> dukpt_aes.KeyType:
     """The type of an AES BDK of this length."""
     return dukpt_aes.KeyType.of_derivation_key(bytes(length_bytes), "bdk")
-
-
-def _kcv_of(scheme: str, key: bytes) -> str:
-    return (kcv.tdes(key) if scheme == TDES_DUKPT else kcv.aes(key)).hex().upper()
 
 
 def _kcv_inside(key: SecretKey, scheme: str) -> str:

@@ -8,29 +8,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from glamd.db import Connection, Database
+from glamd.keys import store as key_store
 from glamd.keys.providers.interface import KeptBdk
 from glamd.keys.store import Schema
 
 ROWS_LIMIT: Final = 10_000
-"""Keys read at once; far more than anybody has."""
+"""Key sets read at once; far more than anybody has."""
 
-_DATA_KEYS_OF: Final = """
-SELECT keyring, version, wrapped_key, provider, kcv
-FROM {schema}.encryption_keys WHERE wrapped_key IS NOT NULL
-ORDER BY keyring, created_at, version LIMIT $1
-"""
-_REWRAP_IN: Final = """
+_REWRAP: Final = key_store.both("""
 UPDATE {schema}.encryption_keys SET wrapped_key = $4, provider = $5
 WHERE keyring = $1 AND version = $2 AND wrapped_key = $3
-"""
-_DATA_KEYS: Final[dict[Schema, str]] = {
-    "cde": _DATA_KEYS_OF.format(schema="cde"),
-    "glam": _DATA_KEYS_OF.format(schema="glam"),
-}
-_REWRAP: Final[dict[Schema, str]] = {
-    "cde": _REWRAP_IN.format(schema="cde"),
-    "glam": _REWRAP_IN.format(schema="glam"),
-}
+""")
 _BDKS: Final = """
 SELECT key_set, scheme, wrapped_bdk, hsm_label, provider, kcv
 FROM cde.key_sets ORDER BY key_set LIMIT $1
@@ -76,17 +64,17 @@ class HeldBdk:
 
 async def data_keys(database: Database, schema: Schema) -> tuple[WrappedKey, ...]:
     """Every version of every keyring of a schema that is not destroyed."""
-    rows = await database.fetch(_DATA_KEYS[schema], ROWS_LIMIT)
     return tuple(
         WrappedKey(
             schema=schema,
-            keyring=row["keyring"],
-            version=row["version"],
-            wrapped=row["wrapped_key"],
-            provider=row["provider"],
-            kcv=row["kcv"],
+            keyring=one.keyring,
+            version=one.version,
+            wrapped=one.wrapped_key,
+            provider=one.provider,
+            kcv=one.kcv,
         )
-        for row in rows
+        for one in await key_store.keys(database, schema)
+        if one.wrapped_key is not None
     )
 
 

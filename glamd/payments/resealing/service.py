@@ -4,16 +4,19 @@ What is in the clear is there for one row at a time, in a buffer that is overwri
 tokens stands here: one that has expired is sealed anew like any other until it is purged.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Sequence
+from functools import partial
+from typing import Final, TypeVar
 
 from glamd.db import Database
 from glamd.errors import InternalError
 from glamd.keys.keyrings import DataKey
-from glamd.keys.sealed_rows import Part, Span, TableOfSealedRows
+from glamd.keys.sealed_rows import Part, Span, TableOfSealedRows, resealed
 from glamd.payments.cipher import associated_data, sensitive_associated_data
 from glamd.payments.resealing import store
 from glamd.payments.resealing.store import SecretRow
+
+T = TypeVar("T")
 
 
 class PaymentTokenRows(TableOfSealedRows):
@@ -29,21 +32,11 @@ class PaymentTokenRows(TableOfSealedRows):
 
     async def count(self, span: Span, *, target: str) -> int:
         """How many rows there are not sealed with `target`; none where the partition is gone."""
-        try:
-            return await store.count(self._database, span, target)
-        except InternalError:
-            if await self._is_there(span):
-                raise
-            return 0
+        return await self._unless_gone(span, store.count(self._database, span, target), 0)
 
     async def fetch(self, span: Span, *, target: str) -> Sequence[SecretRow]:
         """The rows there that are not sealed with `target`; none where the partition is gone."""
-        try:
-            return await store.fetch(self._database, span, target)
-        except InternalError:
-            if await self._is_there(span):
-                raise
-            return ()
+        return await self._unless_gone(span, store.fetch(self._database, span, target), [])
 
     def reseal(self, row: SecretRow, *, old: DataKey, new: DataKey) -> SecretRow:
         """Both ciphertexts under `new`; CryptoError where one does not open in this row."""
@@ -52,38 +45,29 @@ class PaymentTokenRows(TableOfSealedRows):
             row.place,
             row.row_id,
             new.version,
-            _resealed(row.card_ciphertext, associated_data, row.row_id, old=old, new=new),
+            resealed(row.card_ciphertext, partial(associated_data, row.row_id), old=old, new=new),
             None
             if sensitive is None
-            else _resealed(sensitive, sensitive_associated_data, row.row_id, old=old, new=new),
+            else resealed(
+                sensitive, partial(sensitive_associated_data, row.row_id), old=old, new=new
+            ),
         )
 
     async def write(
         self, span: Span, changes: Sequence[tuple[SecretRow, SecretRow]], *, target: str
     ) -> int:
         """Put the new in place of the old where nothing has changed meanwhile; how many were."""
+        return await self._unless_gone(span, store.write(self._database, span, changes, target), 0)
+
+    async def _unless_gone(self, span: Span, work: Awaitable[T], nothing: T) -> T:
+        """What comes of `work`; `nothing` where it fails since the partition is gone."""
         try:
-            return await store.write(self._database, span, changes, target)
+            return await work
         except InternalError:
             if await self._is_there(span):
                 raise
-            return 0
+            return nothing
 
     async def _is_there(self, span: Span) -> bool:
         """Whether the partition was not dropped meanwhile, with all that was in it."""
         return any(part.name == span.part for part in await self.parts())
-
-
-def _resealed(
-    ciphertext: bytes,
-    bound_to: Callable[[str, str], bytes],
-    token: str,
-    *,
-    old: DataKey,
-    new: DataKey,
-) -> bytes:
-    clear = old.sealer.open_sealed(ciphertext, associated_data=bound_to(token, old.version))
-    try:
-        return new.sealer.seal(clear, associated_data=bound_to(token, new.version))
-    finally:
-        clear[:] = bytes(len(clear))

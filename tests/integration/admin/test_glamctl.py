@@ -14,7 +14,7 @@ from click.testing import Result
 
 from device_gateway.terminal_device import load_device
 from glamd.admin import cli_db, migrate
-from glamd.keys.key_sets.ceremony import key_check_value
+from glamd.crypto.dukpt import key_check_value
 from glamd.payments.audit_chain import Head
 from tests.support.admin_world import INITIAL_KEY, KSN, PRIVATE_KEY, AdminWorld
 from tests.support.http_fakes import (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from glamd.keys.key_sets.ceremony import key_check_value
+from glamd.crypto.dukpt import key_check_value
 from glamd.keys.key_sets.service import HsmKey
 from tests.support.admin_world import INITIAL_KEY, KSN, PRIVATE_KEY, AdminWorld, make_device
 from tests.support.http_fakes import MERCHANT

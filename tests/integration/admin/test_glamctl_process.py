@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from glamd.keys.key_sets.ceremony import key_check_value
+from glamd.crypto.dukpt import key_check_value
 from glamd.keys.key_sets.service import ProtectedKey
 from tests.support.admin_world import AdminWorld, make_device
 

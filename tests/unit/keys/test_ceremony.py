@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glamd.crypto import dukpt
-from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT
+from glamd.crypto.blocks import odd_parity
+from glamd.crypto.dukpt import AES_DUKPT, TDES_DUKPT, key_check_value
 from glamd.errors import InputError
 from glamd.keys.key_sets import ceremony
 from glamd.keys.key_sets.ceremony import Component
@@ -27,7 +28,7 @@ NAMES = ("Ann", "Ben", "Cem", "Dua")
 
 
 def component(key: bytes, scheme: str, *, holder: str = "") -> Component:
-    return Component(holder, key, ceremony.key_check_value(key, scheme))
+    return Component(holder, key, key_check_value(key, scheme))
 
 
 def named(components: Sequence[Component]) -> list[Component]:
@@ -93,7 +94,7 @@ def test_a_check_value_of_another_form_does_not_fit(typed: str) -> None:
 
 
 def test_a_check_value_may_be_typed_in_small_letters_with_blanks() -> None:
-    typed = f" {ceremony.key_check_value(FIRST, TDES_DUKPT).lower()}\n"
+    typed = f" {key_check_value(FIRST, TDES_DUKPT).lower()}\n"
     combined([Component("", FIRST, typed), component(TDES_BDK, TDES_DUKPT)], TDES_DUKPT)
 
 
@@ -136,7 +137,7 @@ def test_two_components_of_a_published_key_give_its_published_initial_key() -> N
     parts = [component(FIRST, TDES_DUKPT), component(second, TDES_DUKPT)]
     made = combined(parts, TDES_DUKPT)
     assert made == TDES_BDK
-    assert ceremony.key_check_value(made, TDES_DUKPT) == "08D7B4"
+    assert key_check_value(made, TDES_DUKPT) == "08D7B4"
     ik = dukpt.initial_key(TDES_DUKPT, made, bytes.fromhex("FFFF9876543210E00000"))
     assert ik.hex().upper() == "6AC292FAA1315B4D858AB3A3D7D5933A"
 
@@ -159,10 +160,10 @@ def test_an_aes_key_is_the_xor_of_its_components_in_any_order(parts: list[bytes]
 
 @given(key=st.binary(min_size=16, max_size=16))
 def test_odd_parity_changes_lowest_bits_only_and_no_derived_key(key: bytes) -> None:
-    normal = ceremony.odd_parity(key)
+    normal = odd_parity(key)
     assert all(byte.bit_count() % 2 == 1 for byte in normal)
     assert all((one ^ other) <= 1 for one, other in zip(key, normal, strict=True))
-    assert ceremony.odd_parity(normal) == normal
-    assert ceremony.key_check_value(key, TDES_DUKPT) == ceremony.key_check_value(normal, TDES_DUKPT)
+    assert odd_parity(normal) == normal
+    assert key_check_value(key, TDES_DUKPT) == key_check_value(normal, TDES_DUKPT)
     ksn = bytes.fromhex("FFFF9876543210E00000")
     assert dukpt.initial_key(TDES_DUKPT, key, ksn) == dukpt.initial_key(TDES_DUKPT, normal, ksn)

@@ -201,9 +201,8 @@ def show_list(rows: Sequence[Mapping[str, object]], columns: Iterable[str]) -> N
         # Ids are there to be copied: they are folded, never cut.
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(
-            *(Text(text_of(row.get(name)), style=_style(row.get(name))) for name in names)
-        )
+        texts = [text_of(row.get(name)) for name in names]
+        table.add_row(*(Text(text, style=_style(text)) for text in texts))
     # Into a pipe a row stays one line, however long.
     Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
@@ -237,7 +236,7 @@ _BAD = frozenset({"revoked", "unavailable", "crashed", "failing", "expired", "re
 _DIM = frozenset({"offline", "idle"})
 
 
-def _style(value: object) -> str:
+def _style(value: str) -> str:
     if value in _GOOD:
         return "green"
     if value in _BAD:

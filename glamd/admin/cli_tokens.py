@@ -14,7 +14,6 @@ from glamd.admin.cli_common import (
     session,
     show_list,
     show_one,
-    text_of,
     yes_option,
 )
 from glamd.admin.client import segment
@@ -59,7 +58,5 @@ def purge() -> None:
 @tokens.command()
 def grants() -> None:
     """What each worker may detokenize, as it is in force."""
-    found = mappings(mapping(session().client.get("/v1/grants")).get("grants"))
-    if not session().as_json:
-        found = [{name: text_of(value) for name, value in grant.items()} for grant in found]
-    show_list(found, GRANT_COLUMNS)
+    found = mapping(session().client.get("/v1/grants"))
+    show_list(mappings(found.get("grants")), GRANT_COLUMNS)

@@ -73,6 +73,7 @@ class WalkQuery(Query):
     """Where a walk begins, and what it has to pass."""
 
     since: Annotated[str, Field(pattern=f"^{_MONTH}$")] | None = None
+    head: str | None = None
 
 
 class RowsQuery(Query):
@@ -134,7 +135,7 @@ class AuditRoutes:
     async def _verify(self, call: Call) -> Answer:
         query = call.query(WalkQuery)
         since = None if query.since is None else _first_day(query.since)
-        head = _head_in_query(call)
+        head = None if query.head is None else _logged_head(query.head)
         if head is not None and since is not None and head.month < since:
             raise wrong("head", "It is of a month that --since leaves out.")
         return Answer(data=_report(await self._audit.verify(head=head, since=since)))
@@ -221,13 +222,10 @@ def _signed(head: HeadBody) -> SignedHead:
     )
 
 
-def _head_in_query(call: Call) -> Head | None:
-    """The end of the chain as `audit_head` was logged, None where it is absent."""
-    given = call.request.query.getall("head", [])
-    if not given:
-        return None
-    found = _HEAD.fullmatch(given[0])
-    if len(given) > 1 or found is None:
+def _logged_head(text: str) -> Head:
+    """The end of the chain as `audit_head` was logged."""
+    found = _HEAD.fullmatch(text)
+    if found is None:
         raise wrong("head", "It is one MONTH:SEQ:MAC, as in the log's audit_head.")
     month, seq, mac = found.groups()
     return Head(_first_day(month), int(seq), bytes.fromhex(mac))

@@ -10,7 +10,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from glamd.http.bodies import Body, parse_json, read_body
-from glamd.http.identity import NOBODY, Client, Identity, Internal, Operator, Worker
+from glamd.http.identity import NOBODY, Client, Identity, Internal, Operator
 from glamd.http.limits import HttpLimits
 from glamd.http.queries import Query, parse_query
 
@@ -98,12 +98,6 @@ class Call:
     def caller(self) -> Client | Internal:
         """The bearer of a token; only for routes whose access names nobody else."""
         assert isinstance(self.identity, Client | Internal)
-        return self.identity
-
-    @property
-    def worker(self) -> Worker:
-        """The worker; only for routes whose access names nobody else."""
-        assert isinstance(self.identity, Worker)
         return self.identity
 
     @property

@@ -6,7 +6,7 @@ a crash in between is mended by repeating the command.
 """
 
 import re
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeVar, get_args
 from uuid import UUID
 
 import structlog
@@ -17,6 +17,8 @@ from glamd.errors import ConflictError, FieldError, InputError, NotFoundError
 from glamd.ids import uuid7
 from glamd.merchants import store
 from glamd.merchants.store import Merchant, SensitiveData, Settings
+
+T = TypeVar("T")
 
 PLATFORMS: Final = (
     "shopify",
@@ -93,10 +95,7 @@ class Merchants:
 
     async def settings(self, merchant_id: UUID) -> Settings:
         """What is set for the merchant's tokens; NotFoundError MERCHANT_NOT_FOUND."""
-        found = await store.settings(self._cde, merchant_id)
-        if found is None:
-            raise NotFoundError("There is no such merchant.", code="MERCHANT_NOT_FOUND")
-        return found
+        return _found(await store.settings(self._cde, merchant_id))
 
     async def configure(
         self,
@@ -190,7 +189,7 @@ def _same(wanted: Merchant, there: tuple[Merchant, ...], *, any_id: bool) -> Mer
     return _found(there[0] if there else None)
 
 
-def _found(merchant: Merchant | None) -> Merchant:
-    if merchant is None:
+def _found(found: T | None) -> T:
+    if found is None:
         raise NotFoundError("There is no such merchant.", code="MERCHANT_NOT_FOUND")
-    return merchant
+    return found

@@ -185,8 +185,7 @@ class CardCipher(Actor[OpenCard, SealedCard]):
         )
 
     def _fingerprint(self, merchant_id: UUID, pan: bytearray) -> bytes:
-        content = bytearray(merchant_id.bytes)
-        content += pan  # it grows before there is any PAN in it
+        content = _joined((merchant_id.bytes, pan))
         fingerprint = hmac.digest(self._fingerprint_key, content, "sha256")
         wipe(content)
         return fingerprint

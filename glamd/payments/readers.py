@@ -12,7 +12,7 @@ does not fit is an `InputError` with code `DECRYPT_FAILED` that shows no byte of
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from operator import xor
 from types import MappingProxyType
@@ -73,7 +73,7 @@ class Reader:
     """One kind of reader: its name, and an envelope for each format that has one."""
 
     name: str
-    envelopes: Mapping[Format, Envelope] = field(default_factory=lambda: MappingProxyType({}))
+    envelopes: Mapping[Format, Envelope]
 
 
 # ---- the profiles

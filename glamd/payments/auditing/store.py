@@ -110,9 +110,6 @@ _AFTER: Final = f"""
 _BEFORE: Final = f"""
 {_SHOWN} WHERE month <= $1 AND (month, seq) < ($1, $2) ORDER BY month DESC, seq DESC LIMIT $3
 """
-_NEWEST: Final = """
-SELECT month, seq, mac, key_version, updated_at FROM cde.audit_heads ORDER BY month DESC LIMIT 1
-"""
 _MACS: Final = """
 SELECT w.n, l.mac, w.month <= coalesce((SELECT max(month) FROM cde.audit_heads
                                         WHERE dropped_at IS NOT NULL), '-infinity') AS dropped
@@ -151,16 +148,6 @@ class Rights:
     login: str
     append_only: bool
     login_owns: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewestHead:
-    """The head of the newest month as it is stored, which may be anything."""
-
-    month: date
-    seq: int
-    mac: bytes
-    key_version: str
 
 
 async def make_partition(connection: Connection, month: date) -> bool:
@@ -232,16 +219,6 @@ async def shown_before(
 
 def _shown(row: Row) -> dict[str, object]:
     return {**row, "month": f"{row['month']:%Y-%m}"}
-
-
-async def newest_head(database: Database) -> NewestHead | None:
-    """The head of the newest month, None before the first row."""
-    row = await database.fetchrow(_NEWEST)
-    if row is None:
-        return None
-    return NewestHead(
-        month=row["month"], seq=row["seq"], mac=row["mac"], key_version=row["key_version"]
-    )
 
 
 async def macs(database: Database, heads: Sequence[Head]) -> list[tuple[bytes | None, bool]]:

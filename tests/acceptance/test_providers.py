@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -22,10 +21,10 @@ import pytest
 from device_gateway.terminal import Answer, Terminal
 from device_gateway.terminal_device import Device, load_device
 from glamd.db import Database
-from glamd.embedded.settings import WORKER, WORKER_URI
+from glamd.embedded.settings import WORKER
 from tests.support.dev_client import Reply, ask, call, connected, tap
 from tests.support.gated_kms import GatedKms
-from tests.support.kms import REGION, SECRET, MotoKms
+from tests.support.kms import CREDENTIALS, REGION, MotoKms
 from tests.support.postgres import eventually
 from tests.support.run_daemon import LOOPBACK, RunDaemon, supervised
 from tests.support.softhsm import MODULE, PACKAGE, TOKEN, SoftHsm
@@ -40,11 +39,6 @@ GRANT = {
     "fields": ["pan"],
     "merchants": "*",
     "rate_per_s": 100,
-}
-AWS = {
-    "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
-    "AWS_SECRET_ACCESS_KEY": SECRET,
-    "AWS_EC2_METADATA_DISABLED": "true",
 }
 MAKE_KEK = """
 import asyncio, pathlib, sys
@@ -75,7 +69,7 @@ class Installation:
     """One installation under an operator, a worker and a terminal."""
 
     def __init__(self, daemon: RunDaemon, kms: GatedKms, kms_key_id: str) -> None:
-        daemon.environment |= AWS
+        daemon.environment |= CREDENTIALS
         daemon.settings["keys"] |= {
             "kms_key_id": kms_key_id,
             "kms_region": REGION,
@@ -156,15 +150,11 @@ class Installation:
 
     async def opens(self, token: str) -> None:
         """A worker sees the card under it."""
-        authorities = self.daemon.certificates
-        pair = authorities.worker(WORKER_URI)
-        tls = ssl.create_default_context(cafile=str(authorities.server_ca.certificate_file))
-        tls.load_cert_chain(pair.certificate_file, pair.key_file)
         url = (
             f"https://{LOOPBACK}:{self.ports['worker']}/internal/v1/payment-tokens/{token}/decrypt"
         )
         body = {"purpose": "settlement", "fields": ["pan"]}
-        reply = await call("POST", url, json=body, ssl=tls)
+        reply = await call("POST", url, json=body, ssl=self.daemon.as_worker())
         assert (reply.status, reply.body["data"]["pan"]) == (200, PAN)
 
     async def keys_held(self) -> dict[str, int]:

@@ -6,7 +6,6 @@ reads it. Nothing is broken and nothing is judged here.
 """
 
 import asyncio
-import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -24,7 +23,7 @@ from glamd.admin import migrate
 from glamd.embedded.bus import EmbeddedBus
 from glamd.embedded.files import write_private
 from glamd.embedded.postgres import EmbeddedPostgres, free_port
-from glamd.embedded.settings import WORKER, WORKER_URI
+from glamd.embedded.settings import WORKER
 from tests.support.run_daemon import LOOPBACK, RunDaemon, Supervisor
 
 TIMEOUT_S: Final = 60.0
@@ -135,14 +134,6 @@ class FaultSite:
             sum(each["rows"] for each in found["outboxes"]),
             sum(each["waiting"] + each["unfinished"] for each in found["consumers"]),
         )
-
-    def as_worker(self) -> ssl.SSLContext:
-        """How a worker connects, whom the grant allows to see every PAN."""
-        certificates = self.daemon.certificates
-        own = certificates.worker(WORKER_URI)
-        context = ssl.create_default_context(cafile=certificates.server_ca.certificate_file)
-        context.load_cert_chain(own.certificate_file, own.key_file)
-        return context
 
     @property
     def jwt(self) -> str:

@@ -7,7 +7,6 @@ That the search finds what is there is shown first, on the process that made the
 
 import asyncio
 import os
-import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -25,10 +24,10 @@ from glamd.admin import migrate
 from glamd.clock import SystemClock
 from glamd.crypto import dukpt_aes
 from glamd.embedded.postgres import EmbeddedPostgres, free_port
-from glamd.embedded.settings import LOOPBACK, WORKER_URI
+from glamd.embedded.settings import LOOPBACK, WORKER
 from glamd.payments.model import Format
 from tests.support.memory_of import Sighting, look_through, may_look
-from tests.support.run_daemon import RunDaemon, supervised
+from tests.support.run_daemon import Changes, RunDaemon, supervised
 
 RATE: Final = 100_000
 KEY_SET: Final = "memory-aes"
@@ -44,14 +43,13 @@ USED_KEYS: Final = 20
 """Each is looked for by itself, which costs a pass over the memory."""
 TOGETHER: Final = 16
 ANSWER_TIMEOUT_S: Final = 60.0
-GRANT: Final = f"""
-[[worker.grants]]
-name = "{WORKER_URI.rpartition("/")[2]}"
-purposes = ["settlement"]
-fields = ["pan", "expiry"]
-merchants = "*"
-rate_per_s = 10000.0
-"""
+GRANT: Final = {
+    "name": WORKER,
+    "purposes": ["settlement"],
+    "fields": ["pan", "expiry"],
+    "merchants": "*",
+    "rate_per_s": 10_000.0,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,11 +184,12 @@ def _daemon(folder: Path, database_url: str) -> RunDaemon:
     state.mkdir(exist_ok=True)
     rates = {"rate_limit_per_s": RATE, "rate_burst": RATE}
     # The terminal is told the port before the restart.
-    changes = {"http": rates, "mqtt": {"port": free_port(), **rates}}
-    daemon = RunDaemon(state, database_url, changes=changes)
-    with daemon.config.open("a") as config:
-        config.write(GRANT)
-    return daemon
+    changes: Changes = {
+        "http": rates,
+        "mqtt": {"port": free_port(), **rates},
+        "worker": {"grants": orjson.dumps([GRANT]).decode()},
+    }
+    return RunDaemon(state, database_url, changes=changes)
 
 
 def _enrolled(daemon: RunDaemon) -> Device:
@@ -248,13 +247,10 @@ async def _tap_all(terminal: Terminal, reader: CardReader, pans: Sequence[str]) 
 
 
 async def _look_at(daemon: RunDaemon, tokens: Sequence[str]) -> None:
-    pair = daemon.certificates.worker(WORKER_URI)
-    context = ssl.create_default_context(cafile=daemon.certificates.server_ca.certificate_file)
-    context.load_cert_chain(pair.certificate_file, pair.key_file)
     port = (await asyncio.to_thread(daemon.listeners))["worker"]
     base = f"https://{LOOPBACK}:{port}"
     timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
-    connector = aiohttp.TCPConnector(ssl=context)
+    connector = aiohttp.TCPConnector(ssl=daemon.as_worker())
     async with aiohttp.ClientSession(base, connector=connector, timeout=timeout) as session:
         for token in tokens:
             path = f"/internal/v1/payment-tokens/{token}/decrypt"

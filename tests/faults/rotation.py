@@ -203,7 +203,7 @@ async def _looking(
     site: FaultSite, tokens: Sequence[str], looks: Looks, *, seed: int
 ) -> AsyncIterator[None]:
     """Workers that look at cards all the time."""
-    connector = aiohttp.TCPConnector(ssl=site.as_worker())
+    connector = aiohttp.TCPConnector(ssl=site.daemon.as_worker())
     timeout = aiohttp.ClientTimeout(total=LOOK_TIMEOUT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         lookers = [

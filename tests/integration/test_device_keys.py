@@ -29,6 +29,7 @@ from glamd.keys.key_sets.service import Keys
 from glamd.keys.key_sets.store import retire_key_set
 from glamd.payments.life.store import request_erasure
 from tests.support.keys import local_provider
+from tests.support.postgres import eventually, lock_waiters
 from tests.support.settable_clock import SettableClock
 
 BDK = bytes.fromhex("0123456789ABCDEFFEDCBA9876543210")
@@ -282,17 +283,6 @@ async def test_nobody_is_enrolled_under_a_retired_key_set(world: World) -> None:
     assert await world.counters() == []
 
 
-async def waiting_for_a_lock(database: Database) -> None:
-    """Return once a statement of this database waits for another transaction."""
-    waits = (
-        "SELECT EXISTS (SELECT FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock')"
-    )
-    async with asyncio.timeout(10):
-        while not await database.fetchval(waits):
-            pass
-
-
 @pytest.mark.parametrize("what", ["enrol", "rekey"])
 async def test_a_device_that_comes_while_its_key_set_is_being_retired_is_refused(
     world: World, what: str
@@ -305,7 +295,7 @@ async def test_a_device_that_comes_while_its_key_set_is_being_retired_is_refused
             world.enroll() if what == "enrol" else world.rekey(device_id, world.ksn(), "tdes"),
             name="coming",
         )
-        await waiting_for_a_lock(world.database)
+        await eventually(lambda: lock_waiters(world.database))
     with pytest.raises(ConflictError) as raised:
         await coming
     assert raised.value.code == "KEY_SET_RETIRED"
@@ -326,7 +316,7 @@ async def test_a_device_that_comes_while_its_merchant_is_being_erased_is_refused
             world.enroll() if what == "enrol" else world.rekey(device_id, world.ksn()),
             name="coming",
         )
-        await waiting_for_a_lock(world.database)
+        await eventually(lambda: lock_waiters(world.database))
     with pytest.raises(GlamError) as raised:
         await coming
     assert raised.value.code == code

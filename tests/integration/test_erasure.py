@@ -14,13 +14,12 @@ from glamd.payments.counter import CounterWindow
 from glamd.payments.life import erasure
 from glamd.payments.life import store as life_store
 from glamd.payments.life.erasure import CardErasure
-from glamd.payments.life.service import TokenLife
 from glamd.payments.model import IssuedToken, SealedCard, Spend
 from glamd.payments.tokens import Tokens
 from glamd.payments.vault import Vault, new_token
 from tests.support.database_proxy import DatabaseProxy
 from tests.support.settable_clock import SettableClock
-from tests.support.stored_tokens import put_merchant, put_token
+from tests.support.stored_tokens import put_merchant, put_token, token_life
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -213,14 +212,7 @@ async def test_what_was_sealed_is_shredded_like_that_of_any_token(world: World) 
     await world.erase(merchant_id)
     [dirty] = await life_store.dirty(world.database)
     assert dirty.partition == "token_secrets_other"
-    life = TokenLife(
-        world.database,
-        tokens=Tokens(world.database, clock=world.clock),
-        clock=world.clock,
-        default_ttl=DAY,
-        shred_within=DAY,
-        keep_metadata=400 * DAY,
-    )
+    life = token_life(world.database, world.clock)
     assert (await life.purge_now()).rewritten == ("token_secrets_other",)
 
 

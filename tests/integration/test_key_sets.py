@@ -24,7 +24,7 @@ from glamd.keys.keyrings import Keyrings
 from glamd.keys.providers import interface
 from glamd.keys.providers.interface import Providers
 from glamd.keys.providers.local import LocalProvider, create_kek_file
-from tests.support.keys import local_provider
+from tests.support.keys import Recorded, local_provider
 from tests.support.settable_clock import SettableClock
 
 TDES = Profile(scheme=TDES_DUKPT)
@@ -54,19 +54,6 @@ async def load(database: Database, provider: Providers, first: str = "v1") -> Ke
 
 
 # ---- key sets
-
-
-class Recorded:
-    """Stands in for the audit: keeps what was recorded, or fails as it was told to."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, str]] = []
-        self.error: Exception | None = None
-
-    async def __call__(self, *, action: str, subject: str, actor: str, outcome: str) -> None:
-        if self.error is not None:
-            raise self.error
-        self.rows.append((action, subject, actor, outcome))
 
 
 class AwayProvider(LocalProvider):

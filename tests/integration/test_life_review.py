@@ -14,37 +14,11 @@ from glamd.merchants import store as merchants
 from glamd.payments.auditing import store as auditing
 from glamd.payments.life import store as life_store
 from glamd.payments.life.erasure import CardErasure
-from glamd.payments.life.service import TokenLife
-from glamd.payments.tokens import Tokens
-from tests.support.stored_tokens import put_merchant
+from tests.support.postgres import eventually, lock_waiters
+from tests.support.stored_tokens import put_merchant, token_life
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
-WAITS_S = 10.0
-
-WAITING = """
-SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND wait_event_type = 'Lock'
-"""
-
-
-async def waiting(database: Database, number: int) -> None:
-    """Return once so many statements of this database wait for another transaction."""
-    async with asyncio.timeout(WAITS_S):
-        while await database.fetchval(WAITING) < number:
-            pass
-
-
-def token_life(database: Database) -> TokenLife:
-    clock = SystemClock()
-    return TokenLife(
-        database,
-        tokens=Tokens(database, clock=clock),
-        clock=clock,
-        default_ttl=DAY,
-        shred_within=DAY,
-        keep_metadata=400 * DAY,
-    )
 
 
 async def configure(database: Database, merchant_id: UUID) -> object:
@@ -82,7 +56,7 @@ async def test_a_merchants_devices_are_held_in_the_order_in_which_gateways_hold_
     async with database.transaction() as gateway:
         await hold(gateway, "min")
         changing = asyncio.create_task(_awaited(change(database, merchant_id)), name="change")
-        await waiting(database, 1)
+        await eventually(lambda: lock_waiters(database))
         await hold(gateway, "max")
     assert await changing is not None
 
@@ -142,7 +116,7 @@ async def test_of_an_erased_merchant_no_answer_of_others_is_read_to_find_none(
 async def test_a_start_while_the_database_is_dumped_does_not_fail_for_what_is_busy(
     database: Database,
 ) -> None:
-    life = token_life(database)
+    life = token_life(database, SystemClock())
     yesterday = NOW.date() - DAY
     await database.execute(
         f"CREATE TABLE cde.token_secrets_{yesterday:%Y%m%d} PARTITION OF cde.token_secrets"

@@ -4,6 +4,7 @@ import pytest
 
 from glamd.admin import migrate
 from glamd.db import Database
+from tests.support.postgres import execute
 
 FIRST_RELEASE = """
 INSERT INTO glam.merchants (merchant_id, platform, shop_id, domain)
@@ -52,16 +53,6 @@ async def rows(url: str) -> dict[str, dict[str, object]]:
     return dict(row)
 
 
-async def run(url: str, *statements: str) -> None:
-    database = await Database.connect(url, pool_size=1)
-    try:
-        async with database.transaction() as connection:
-            for statement in statements:
-                await connection.execute(statement)
-    finally:
-        await database.close()
-
-
 async def fetchrow(url: str, sql: str) -> tuple[object, ...]:
     database = await Database.connect(url, pool_size=1)
     try:
@@ -77,7 +68,7 @@ async def test_the_rows_of_each_release_stand_after_going_up_and_coming_down(
 ) -> None:
     url = empty_database_url
     await migrate.upgrade(url, revision=release)
-    await run(url, *(one for one in FIRST_RELEASE.split(";\n") if one.strip()))
+    await execute(url, FIRST_RELEASE)
     before = await rows(url)
     assert all(before.values())
 
@@ -101,8 +92,7 @@ async def test_what_is_sealed_of_tokens_that_have_ended_does_not_come_along(
 ) -> None:
     url = empty_database_url
     await migrate.upgrade(url, revision="0003")
-    statements = [one for one in FIRST_RELEASE.split(";\n") if one.strip()]
-    await run(url, *statements, "UPDATE cde.payment_tokens SET expires_at = now()")
+    await execute(url, FIRST_RELEASE + "UPDATE cde.payment_tokens SET expires_at = now()")
     before = (await rows(url))["token"]
     await migrate.upgrade(url)
     assert await fetchrow(url, SECRET) == ()
@@ -119,9 +109,8 @@ async def test_a_token_that_lives_longer_than_days_are_made_for_keeps_what_is_se
 ) -> None:
     url = empty_database_url
     await migrate.upgrade(url, revision="0003")
-    statements = [one for one in FIRST_RELEASE.split(";\n") if one.strip()]
     later = "UPDATE cde.payment_tokens SET expires_at = now() + interval '300 days'"
-    await run(url, *statements, later)
+    await execute(url, FIRST_RELEASE + later)
     before = await rows(url)
     await migrate.upgrade(url)
     found = await fetchrow(url, "SELECT card_ciphertext, key_version FROM cde.token_secrets_other")

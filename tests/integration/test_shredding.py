@@ -11,11 +11,10 @@ from glamd.admin import migrate
 from glamd.clock import SystemClock
 from glamd.db import Database
 from glamd.payments import store
-from glamd.payments.life.service import TokenLife
 from glamd.payments.tokens import Tokens
 from tests.conftest import IN_CI
 from tests.support.postgres import PostgresServer, execute
-from tests.support.stored_tokens import put_token
+from tests.support.stored_tokens import put_token, token_life
 
 NEEDLE_BYTES = 64
 TOASTED_BYTES = 6000
@@ -31,18 +30,6 @@ def data(postgres_server: PostgresServer) -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return postgres_server.data
-
-
-def life(database: Database) -> TokenLife:
-    clock = SystemClock()
-    return TokenLife(
-        database,
-        tokens=Tokens(database, clock=clock),
-        clock=clock,
-        default_ttl=timedelta(hours=24),
-        shred_within=timedelta(hours=24),
-        keep_metadata=timedelta(days=400),
-    )
 
 
 def found_in(data: Path, needles: dict[str, bytes]) -> set[str]:
@@ -67,7 +54,7 @@ async def test_nothing_is_left_of_what_was_shredded_in_any_file_and_all_of_what_
 ) -> None:
     tokens = Tokens(database, clock=SystemClock())
     merchant_id, tomorrow = uuid4(), datetime.now(UTC) + timedelta(hours=24)
-    await life(database).tend_partitions()
+    await token_life(database, SystemClock()).tend_partitions()
     sealed = {
         name: os.urandom(size)
         for name, size in {
@@ -112,7 +99,7 @@ async def test_nothing_is_left_of_what_was_shredded_in_any_file_and_all_of_what_
         gone = {name for name in needles if name.startswith(shredded)}
         assert gone & found_in(data, needles), "neither DELETE nor VACUUM has shredded anything"
 
-        purged = await life(database).purge_now()
+        purged = await token_life(database, SystemClock()).purge_now()
         assert set(purged.rewritten) == {
             f"token_secrets_{tomorrow:%Y%m%d}",
             "token_secrets_other",

@@ -17,29 +17,14 @@ from glamd.payments.life.service import TokenLife
 from glamd.payments.tokens import Tokens
 from tests.support.proxy import proxied
 from tests.support.settable_clock import SettableClock
-from tests.support.stored_tokens import put_merchant, put_token
+from tests.support.stored_tokens import put_merchant, put_token, token_life
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
 
 
-def life(
-    database: Database,
-    *,
-    at: datetime = NOW,
-    default_ttl: timedelta = DAY,
-    shred_within: timedelta = DAY,
-    keep_metadata: timedelta = 400 * DAY,
-) -> TokenLife:
-    clock = SettableClock(at)
-    return TokenLife(
-        database,
-        tokens=Tokens(database, clock=clock),
-        clock=clock,
-        default_ttl=default_ttl,
-        shred_within=shred_within,
-        keep_metadata=keep_metadata,
-    )
+def life(database: Database, *, at: datetime = NOW, **periods: timedelta) -> TokenLife:
+    return token_life(database, SettableClock(at), **periods)
 
 
 async def today(database: Database) -> date:

@@ -473,3 +473,12 @@ class AdminWorld:
 
     def _set_level(self, level: str) -> None:
         self.level = level
+
+
+def failed(result: Result, status: int) -> str:
+    """The one line of a command that was not done."""
+    assert result.exit_code == status, result.output
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.endswith("\n")
+    return result.stderr.rstrip("\n")

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import jwt
 import structlog
+from prometheus_client import REGISTRY
 
 from glamd.errors import FieldError, GlamError, InputError, NotFoundError
 from glamd.merchants.store import Merchant
@@ -301,3 +302,15 @@ async def connected(port: int, **options: Any) -> AsyncIterator[Wire]:
         yield Wire(reader, writer)
     finally:
         writer.transport.abort()
+
+
+def code(reply: Reply) -> tuple[int, str]:
+    """Status and code of a problem."""
+    assert reply.headers["content-type"] == "application/problem+json"
+    return reply.status, reply.json["code"]
+
+
+def counted(kind: str, outcome: str) -> float:
+    """How many callers fared so."""
+    labels = {"kind": kind, "outcome": outcome}
+    return REGISTRY.get_sample_value("glamd_http_auth_total", labels) or 0.0

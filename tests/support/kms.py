@@ -15,6 +15,11 @@ from moto.server import ThreadedMotoServer
 
 REGION: Final = "eu-central-1"
 SECRET: Final = "wJalrXUtnFEMI-EXAMPLE-SECRET"
+CREDENTIALS: Final = {
+    "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 
 def dummy_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,9 +27,8 @@ def dummy_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
 
 
 class MotoKms:

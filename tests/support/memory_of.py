@@ -15,7 +15,6 @@ from typing import Final
 CHUNK_BYTES: Final = 8 * 2**20
 OVERLAP_BYTES: Final = 64
 _UNREADABLE: Final = ("[vvar", "[vsyscall]")
-PAN_DIGITS: Final = 16
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from glamd.admin import migrate
-from glamd.db import driver_url
+from glamd.db import Database, driver_url
 from glamd.embedded.postgres import EmbeddedPostgres
 
 T = TypeVar("T")
@@ -121,6 +121,15 @@ def with_database(url: str, name: str) -> str:
 def database_name(url: str) -> str:
     """The database that a URL names."""
     return urlsplit(url).path.removeprefix("/")
+
+
+async def lock_waiters(database: Database) -> int:
+    """How many statements of this database wait for another transaction."""
+    count: int = await database.fetchval(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    return count
 
 
 async def eventually(

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from bench.harness import PROGRAMS
 from glamd.admin.minting import Mint
 from glamd.clock import SystemClock
 from glamd.embedded.certificates import DevelopmentCertificates
+from glamd.embedded.settings import WORKER_URI
 from glamd.keys.providers.local import create_kek_file
 
 TIMEOUT_S = 30.0
@@ -86,6 +88,13 @@ class RunDaemon:
         self.environment: dict[str, str] = {}
         """Variables beside PATH, as a unit's `Environment=` has them."""
         self.process: subprocess.Popen[bytes]
+
+    def as_worker(self) -> ssl.SSLContext:
+        """How a worker connects that has the demo worker's name."""
+        own = self.certificates.worker(WORKER_URI)
+        context = ssl.create_default_context(cafile=self.certificates.server_ca.certificate_file)
+        context.load_cert_chain(own.certificate_file, own.key_file)
+        return context
 
     def write(self) -> None:
         """Put the settings into the file."""

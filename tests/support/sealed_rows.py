@@ -42,7 +42,6 @@ async def start_node(
     *,
     clock: Clock | None = None,
     settled_after_s: float = 0.0,
-    lease_s: float = 15.0,
     rows: PaymentTokenRows | None = None,
     rotate_automatically: bool = False,
 ) -> Node:
@@ -61,7 +60,6 @@ async def start_node(
         clock=clock,
         node_id="node",
         settled_after_s=settled_after_s,
-        lease_s=lease_s,
         poll_s=0.01,
     )
     life = KeyLife(

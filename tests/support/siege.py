@@ -29,8 +29,8 @@ PACE_S: Final = 0.01
 
 COUNTER_BLOCK: Final = 10_000
 POOL_SIZE: Final = 8
-NO_TOKEN: Final = "ptk_" + "0" * 26
 """Connections of the daemon's database pool: `database.pool_size`, which no test here changes."""
+NO_TOKEN: Final = "ptk_" + "0" * 26
 
 _WAITING: Final = """
 SELECT count(*) FROM pg_stat_activity

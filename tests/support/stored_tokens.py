@@ -3,8 +3,13 @@
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
+from glamd.clock import Clock
 from glamd.db import Database
+from glamd.payments.life.service import TokenLife
+from glamd.payments.tokens import Tokens
 from glamd.payments.vault import new_token
+
+DAY = timedelta(days=1)
 
 _TOKEN = """
 INSERT INTO cde.payment_tokens (
@@ -21,6 +26,25 @@ _COUNTED = """
 UPDATE cde.device_counters SET token_count = token_count + 1
 WHERE counter_id = (SELECT counter_id FROM cde.devices WHERE device_id = $1)
 """
+
+
+def token_life(
+    database: Database,
+    clock: Clock,
+    *,
+    default_ttl: timedelta = DAY,
+    shred_within: timedelta = DAY,
+    keep_metadata: timedelta = 400 * DAY,
+) -> TokenLife:
+    """The life of tokens on a node; nothing of it runs by itself."""
+    return TokenLife(
+        database,
+        tokens=Tokens(database, clock=clock),
+        clock=clock,
+        default_ttl=default_ttl,
+        shred_within=shred_within,
+        keep_metadata=keep_metadata,
+    )
 
 
 async def put_token(

@@ -16,7 +16,7 @@ from device_gateway.terminal_device import load_device
 from glamd.admin import cli_db, migrate
 from glamd.crypto.dukpt import key_check_value
 from glamd.payments.audit_chain import Head
-from tests.support.admin_world import INITIAL_KEY, KSN, PRIVATE_KEY, AdminWorld
+from tests.support.admin_world import INITIAL_KEY, KSN, PRIVATE_KEY, AdminWorld, failed
 from tests.support.http_fakes import (
     CLIENT_SECRET,
     INTERNAL_SECRET,
@@ -40,15 +40,6 @@ def done(result: Result) -> str:
 def done_json(result: Result) -> Any:
     """The same as JSON."""
     return json.loads(done(result))
-
-
-def failed(result: Result, status: int) -> str:
-    """The one line of a command that was not done."""
-    assert result.exit_code == status, result.output
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.endswith("\n")
-    return result.stderr.rstrip("\n")
 
 
 class TestAnswers:

@@ -26,7 +26,7 @@ from glamd.credentials.importing import older, service
 from glamd.credentials.service import PlatformTokens
 from glamd.db import Database
 from glamd.revocations.service import Revocations
-from tests.support.admin_world import AdminWorld
+from tests.support.admin_world import AdminWorld, failed
 from tests.support.at_terminal import at_terminal
 from tests.support.credential_fakes import FakeCredentials, FakeRevocations, access, connection
 from tests.support.http_fakes import MERCHANT, NOW, OTHER_MERCHANT, SHORT_S, Wire
@@ -56,14 +56,6 @@ def done(result: Result) -> str:
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     return result.stdout
-
-
-def failed(result: Result, status: int) -> str:
-    """The one line of a command that was not done."""
-    assert result.exit_code == status, result.output
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    return result.stderr.rstrip("\n")
 
 
 async def status_of(admin: AdminWorld, method: str, path: str, body: object = None) -> Any:

@@ -9,7 +9,7 @@ from click.testing import Result
 
 from glamd.crypto.dukpt import key_check_value
 from glamd.keys.key_sets.service import HsmKey
-from tests.support.admin_world import INITIAL_KEY, KSN, PRIVATE_KEY, AdminWorld, make_device
+from tests.support.admin_world import INITIAL_KEY, KSN, PRIVATE_KEY, AdminWorld, failed, make_device
 from tests.support.http_fakes import MERCHANT
 
 IMPORT = ("keys", "import-bdk", "ks1", "--scheme", "aes-dukpt")
@@ -26,14 +26,6 @@ def done(result: Result) -> str:
 def done_json(result: Result) -> Any:
     """The same as JSON."""
     return json.loads(done(result))
-
-
-def failed(result: Result, status: int) -> str:
-    """The one line of a command that was not done."""
-    assert result.exit_code == status, result.output
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    return result.stderr.rstrip("\n")
 
 
 class TestImport:

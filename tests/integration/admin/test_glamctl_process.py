@@ -3,11 +3,8 @@
 import asyncio
 import json
 import os
-import pty
-import select
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 from glamd.crypto.dukpt import key_check_value
 from glamd.keys.key_sets.service import ProtectedKey
 from tests.support.admin_world import AdminWorld, make_device
+from tests.support.at_terminal import at_terminal
 
 GLAMCTL = Path(sys.executable).with_name("glamctl")
 LONG_S = 20.0
@@ -38,44 +36,9 @@ async def run(
     )
 
 
-def at_terminal(args: list[str], conversation: list[tuple[str, str]]) -> tuple[int, str]:
-    """Run it at a pseudo-terminal, answering each question as it comes; all that was shown.
-
-    Blocks; it ends after LONG_S whatever happens.
-    """
-    pid, end = pty.fork()
-    if pid == 0:
-        os.execv(str(GLAMCTL), [str(GLAMCTL), *args])
-    shown = ""
-    deadline = time.monotonic() + LONG_S
-    answers = list(conversation)
-    seen = 0
-    try:
-        while time.monotonic() < deadline:
-            if not select.select([end], [], [], 0.1)[0]:
-                continue
-            try:
-                chunk = os.read(end, 65536)
-            except OSError:
-                break
-            if not chunk:
-                break
-            shown += chunk.decode()
-            if answers and answers[0][0] in shown[seen:]:
-                seen = len(shown)
-                os.write(end, answers.pop(0)[1].encode() + b"\n")
-        else:
-            os.kill(pid, 9)
-    finally:
-        os.close(end)
-        _, status = os.waitpid(pid, 0)
-    assert not answers, f"never asked {answers[0][0]!r}: {shown}"
-    return os.waitstatus_to_exitcode(status), shown
-
-
 def ceremony(running: AdminWorld) -> list[str]:
     args = ["--socket", str(running.path), "keys", "import-bdk", "ks1"]
-    return [*args, "--scheme", "aes-dukpt", "--components"]
+    return [str(GLAMCTL), *args, "--scheme", "aes-dukpt", "--components"]
 
 
 class TestTerminal:
@@ -87,7 +50,9 @@ class TestTerminal:
     ) -> None:
         running.registry.devices["dev_1"] = make_device("dev_1")
         args = ["--socket", str(running.path), "device", "revoke", "dev_1"]
-        code, _ = await asyncio.to_thread(at_terminal, args, [("Revoke dev_1 for good?", answer)])
+        code, _ = await asyncio.to_thread(
+            at_terminal, [GLAMCTL, *args], [("Revoke dev_1 for good?", answer)]
+        )
         assert code == (0 if answer == "y" else 1)
         assert running.registry.devices["dev_1"].status == status
 
@@ -165,7 +130,7 @@ class TestTerminal:
     ) -> None:
         running.registry.devices["dev_1"] = make_device("dev_1")
         args = ["--socket", str(running.path), "device", "list"]
-        code, shown = await asyncio.to_thread(at_terminal, args, [])
+        code, shown = await asyncio.to_thread(at_terminal, [GLAMCTL, *args], [])
         assert code == 0
         assert "…" not in shown
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from prometheus_client import REGISTRY
 
 from glamd.errors import ConfigError
 from glamd.http.tls import WorkerTls, worker_tls
 from tests.support.http_certificates import Authority, Files
-from tests.support.http_fakes import TOKEN, Wire, connected
+from tests.support.http_fakes import TOKEN, Wire, connected, counted
 from tests.support.http_world import WORKER_URI, World
 
 DECRYPT = f"/internal/v1/payment-tokens/{TOKEN}/decrypt"
@@ -253,12 +252,6 @@ async def test_a_reports_body_is_none_or_an_empty_object_and_what_is_wrong_is_a_
                 {"token": TOKEN, "status": "active", "has_sensitive_data": False},
             )
     assert [(look.token, look.fields) for look in detokenizer.reports] == [(TOKEN, ())] * 2
-
-
-def counted(kind: str, outcome: str) -> float:
-    """How many callers fared so."""
-    labels = {"kind": kind, "outcome": outcome}
-    return REGISTRY.get_sample_value("glamd_http_auth_total", labels) or 0.0
 
 
 def bundle(directory: Path, *files: Path) -> Path:

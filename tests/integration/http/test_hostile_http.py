@@ -15,7 +15,7 @@ from glamd.http.call import Answer, Call
 from glamd.http.limits import HttpLimits
 from glamd.http.routes import Route
 from tests.support.facade import CALLER, EVERYBODY, post, serving
-from tests.support.http_fakes import SHORT_S, Reply, Wire, connected
+from tests.support.http_fakes import SHORT_S, Wire, code, connected
 
 LIMITS = HttpLimits(linger_s=0.2)
 SHORT = replace(LIMITS, head_timeout_s=0.3, body_timeout_s=0.3)
@@ -81,12 +81,6 @@ def request(*lines: bytes, body: bytes = b"", start: bytes = b"POST /things/1 HT
     """A request's bytes, with a media type and a host."""
     head = (start, b"Host: x", b"Content-Type: application/json", *lines)
     return b"\r\n".join((*head, b"", body))
-
-
-def code(reply: Reply) -> tuple[int, str]:
-    """Status and code of a problem."""
-    assert reply.headers["content-type"] == "application/problem+json"
-    return reply.status, reply.json["code"]
 
 
 class TestWhereItEnds:

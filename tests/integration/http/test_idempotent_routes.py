@@ -31,7 +31,7 @@ from glamd.http.routes import Route
 from glamd.idempotency import IdempotencyKeys, Keep
 from tests.support.database_proxy import DatabaseProxy
 from tests.support.facade import CALLER, EVERYBODY, post, serving
-from tests.support.http_fakes import NOW, OTHER_MERCHANT, SHORT_S, Reply, Wire, connected
+from tests.support.http_fakes import NOW, OTHER_MERCHANT, SHORT_S, Reply, Wire, code, connected
 
 
 class ThingBody(Body):
@@ -157,12 +157,6 @@ async def nodes(module_database_url: str) -> AsyncIterator[Nodes]:
         )
         ports = [await stack.enter_async_context(serving(t.routes())) for t in things]
         yield Nodes(things[0], things[1], (ports[0], ports[1]))
-
-
-def code(reply: Reply) -> tuple[int, str]:
-    """Status and code of a problem."""
-    assert reply.headers["content-type"] == "application/problem+json"
-    return reply.status, reply.json["code"]
 
 
 class TestReplays:

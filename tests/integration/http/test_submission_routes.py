@@ -15,7 +15,7 @@ from glamd.http.limits import HttpLimits
 from glamd.http.submissions import KINDS
 from glamd.http.tls import worker_tls
 from tests.support.http_certificates import Authority, Files
-from tests.support.http_fakes import Reply, Wire, client_jwt, connected, internal_jwt
+from tests.support.http_fakes import Reply, Wire, client_jwt, code, connected, internal_jwt
 from tests.support.http_world import WORKER_URI, World
 
 PATH = "/api/v1/payment-tokens"
@@ -108,12 +108,6 @@ def error(code: str, message: str, *, retryable: bool) -> dict[str, object]:
 
 
 SERVICE = bearer(internal_jwt("payment:tokenize"))
-
-
-def code(reply: Reply) -> tuple[int, str]:
-    """Status and code of a problem."""
-    assert reply.headers["content-type"] == "application/problem+json"
-    return reply.status, reply.json["code"]
 
 
 class TestWhoMay:

@@ -13,7 +13,6 @@ import pytest
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from prometheus_client import REGISTRY
 
 from glamd.errors import (
     ConfigError,
@@ -27,7 +26,7 @@ from glamd.errors import (
 from glamd.http.limits import HttpLimits
 from glamd.http.tls import WorkerTls, api_tls, worker_tls
 from tests.support.http_certificates import Authority, Files
-from tests.support.http_fakes import SHORT_S, TOKEN, Reply, Wire, connected
+from tests.support.http_fakes import SHORT_S, TOKEN, Reply, Wire, code, connected, counted
 from tests.support.http_world import TRUST_DOMAIN, WORKER_URI, World
 
 PATH = f"/internal/v1/payment-tokens/{TOKEN}/decrypt"
@@ -94,18 +93,6 @@ async def post(
     if kind:
         head.append(f"Content-Type: {kind}")
     return await wire.ask("\n".join(head), raw)
-
-
-def counted(kind: str, outcome: str) -> float:
-    """How many callers fared so."""
-    labels = {"kind": kind, "outcome": outcome}
-    return REGISTRY.get_sample_value("glamd_http_auth_total", labels) or 0.0
-
-
-def code(reply: Reply) -> tuple[int, str]:
-    """Status and code of a problem."""
-    assert reply.headers["content-type"] == "application/problem+json"
-    return reply.status, reply.json["code"]
 
 
 class TestDecrypt:

@@ -20,6 +20,7 @@ from glamd.keys.providers.interface import KeyProvider, ProviderName, Providers
 from glamd.keys.providers.local import LocalProvider, create_kek_file
 from glamd.keys.providers.pkcs11 import Pkcs11Provider
 from glamd.keys.rewrapping.service import Rewrapped, Rewrapper
+from tests.support.keys import Recorded
 from tests.support.kms import REGION, MotoKms
 from tests.support.settable_clock import SettableClock
 
@@ -36,22 +37,6 @@ NAMES = [
     "bdk:lane-aes",
     "bdk:lane-tdes",
 ]
-
-
-class Recorded:
-    """Stands in for the audit: keeps what was recorded, or fails as it was told to."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, str]] = []
-        self.error: Exception | None = None
-
-    async def __call__(self, *, action: str, subject: str, actor: str, outcome: str) -> None:
-        if self.error is not None:
-            raise self.error
-        self.rows.append((action, subject, actor, outcome))
-
-    def rewraps(self) -> list[tuple[str, str]]:
-        return [(subject, out) for action, subject, _, out in self.rows if action == "keys.rewrap"]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from glamd.payments import store as payments
 from glamd.payments.model import SealedToken
 from glamd.payments.resealing.service import PaymentTokenRows
 from glamd.payments.resealing.store import SecretRow
-from tests.support.postgres import eventually, execute
+from tests.support.postgres import eventually, execute, lock_waiters
 from tests.support.sealed_rows import Node, read_token, seal_tokens, start_node, versions_of
 from tests.support.settable_clock import SettableClock
 
@@ -40,11 +40,7 @@ async def target_of(database: Database) -> str:
 
 async def so_many_wait(database: Database, sessions: int) -> bool:
     """Whether so many sessions wait for a lock."""
-    waiting = await database.fetchval(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    )
-    return bool(waiting == sessions)
+    return await lock_waiters(database) == sessions
 
 
 # ---- keys that could not be unwrapped again
